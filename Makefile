@@ -1,0 +1,62 @@
+# Commands of the project; each makes its own environment first. No logic here: what they do stands in scripts/ and configs/.
+PYTHON ?= python3
+EXP ?= quickstart
+PY := .venv/bin/python
+comma := ,
+space := $(subst ,, )
+list = $(subst $(space),$(comma),$(strip $(1)))
+PICK = experiment=$(EXP) $(if $(TREES),ffn.trees=$(TREES)) $(if $(DEPTH),ffn.depth=$(DEPTH)) $(if $(SEED),seed=$(SEED)) $(ARGS)
+SWEEP = experiment=$(EXP) +sweep=family ffn.depth=$(call list,$(or $(DEPTH),3 5 7)) seed=$(call list,$(or $(SEED),0)) $(ARGS)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup prepare pretrain glue tables sweep convert bench test test-all lint clean
+
+help:  ## this text
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
+	@echo '  Variables: EXP=$(EXP) TREES= DEPTH= SEED= ARGS="any.hydra=override"   (sweep: DEPTH="3 5 7" SEED="0 1")'
+
+setup: .venv/.complete  ## environment in .venv, from requirements.lock
+
+.venv/.complete: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("Python >= 3.11 is needed, e.g. make PYTHON=python3.12 setup" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv --clear .venv
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
+	@touch $@
+
+prepare: setup  ## text -> tokenizer and token shards
+	$(PY) scripts/prepare.py experiment=$(EXP) $(ARGS)
+
+pretrain: setup  ## tokens -> pretrained model and record (continues and recognises its own runs)
+	$(PY) scripts/pretrain.py $(PICK)
+
+glue: setup  ## finetune and evaluate the model that the same settings pretrained
+	$(PY) scripts/glue.py $(PICK)
+
+tables: setup  ## results/runs -> results/tables
+	$(PY) scripts/tables.py
+
+sweep: setup  ## pretrain over depths and seeds at about equal neurons, then the tables
+	$(PY) scripts/pretrain.py --multirun $(SWEEP)
+	$(PY) scripts/tables.py
+
+convert: setup  ## the authors' checkpoint -> a model folder: make convert ARGS="CHECKPOINT OUT"
+	$(PY) scripts/convert.py $(ARGS)
+
+bench: setup  ## layer timings on this machine, checked first
+	$(PY) scripts/bench.py $(ARGS)
+
+test: setup  ## the test suite, under 10 minutes on 2 cores
+	$(PY) -m pytest $(ARGS)
+
+test-all: setup  ## the slow ones too
+	$(PY) -m pytest -m "slow or not slow" $(ARGS)
+
+lint: setup  ## ruff and mypy
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+clean:  ## remove caches; never outputs or results
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

@@ -1,0 +1,101 @@
+"""Configuration of the data room (group `data`): sources, tokenizer, packing. Not the loader's order or batch."""
+
+from dataclasses import dataclass, field
+
+from cramming.errors import UserError
+
+SOURCES = ("docs", "text", "hub", "readymade")
+ORDERS = ("random", "length")
+
+
+@dataclass(frozen=True)
+class HubDataset:
+    """One data set of the Hugging Face hub, or a local folder that `datasets` can read."""
+
+    id: str = ""
+    config: str | None = None
+    split: str = "train"
+    # Name of the column with text (source hub) or with token ids (source readymade).
+    column: str = "text"
+    # Commit of the data set; None takes the newest.
+    revision: str | None = None
+    # Successive rows that make one document: for sets whose rows are single sentences.
+    join_rows: int = 1
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What text becomes tokens, and how. `examples` and `workers` do not enter the prepared folder's name."""
+
+    # First part of the prepared folder's name.
+    name: str = "docs"
+    # docs: docstrings of the installed packages; text: local files; hub: streamed; readymade: streamed token ids.
+    source: str = "docs"
+    # Globs of .txt, .jsonl (both also .xz, .gz, .zst) and .parquet; an empty line ends a document in .txt.
+    files: list[str] = field(default_factory=list)
+    # Globs of held-out files; empty: documents are held out by their hash (valid_share).
+    valid_files: list[str] = field(default_factory=list)
+    # Field of .jsonl and column of .parquet files.
+    text_field: str = "text"
+    hub: list[HubDataset] = field(default_factory=list)
+    # Raw text used, in 10^6 UTF-8 bytes (readymade: of packed tokens); None uses all.
+    max_megabytes: float | None = None
+    # Share of the documents held out, by hash, in [0, 1); without effect where valid_files are given.
+    valid_share: float = 0.005
+    # Held-out text kept, in 10^6 UTF-8 bytes; held-out documents beyond it are used for nothing.
+    valid_max_megabytes: float = 8.0
+    # Folder of an existing tokenizer; None trains one.
+    tokenizer: str | None = None
+    # Number of token ids.
+    vocab_size: int = 32768
+    # Text that the tokenizer is trained on, in 10^6 UTF-8 bytes.
+    tokenizer_megabytes: float = 40.0
+    # Documents are kept when tokens < this * characters; None keeps all.
+    max_tokens_per_char: float | None = None
+    # Tokens in a packed sequence.
+    seq_len: int = 128
+    # random: order of the documents (the loader shuffles by seed); length: by letters ascending, to be read in order.
+    order: str = "random"
+    # Sentences with <mask> that suit the corpus, for the print-out after pretraining.
+    examples: list[str] = field(default_factory=list)
+    # Processes; 0 uses every core.
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what can be seen to be wrong without reading a file (UserError)."""
+        if self.source not in SOURCES:
+            raise UserError(f"data.source is {self.source!r}; use one of {', '.join(SOURCES)}.")
+        if self.order not in ORDERS:
+            raise UserError(f"data.order is {self.order!r}; use one of {', '.join(ORDERS)}.")
+        if not self.name or any(letter in self.name for letter in "/\\ "):
+            raise UserError(f"data.name is {self.name!r}; it names a folder: use letters, digits, - and _.")
+        self._check_numbers()
+        if self.source == "hub" and not self.hub:
+            raise UserError("data.hub is empty; data.source=hub needs at least one data set with its id.")
+        if self.source == "readymade" and len(self.hub) != 1:
+            raise UserError(f"data.hub has {len(self.hub)} entries; data.source=readymade needs exactly one.")
+        for dataset in self.hub:
+            if not dataset.id or dataset.join_rows < 1:
+                raise UserError(f"data.hub has an entry without id, or with join_rows below 1: {dataset}.")
+        if self.source != "text" and (self.files or self.valid_files):
+            raise UserError(f"data.files and data.valid_files need data.source=text; it is {self.source!r}.")
+
+    def _check_numbers(self) -> None:
+        positive = {
+            "seq_len": self.seq_len,
+            "tokenizer_megabytes": self.tokenizer_megabytes,
+            "valid_max_megabytes": self.valid_max_megabytes,
+            "max_megabytes": self.max_megabytes,
+            "max_tokens_per_char": self.max_tokens_per_char,
+        }
+        for key, value in positive.items():
+            if value is not None and not value > 0:
+                raise UserError(f"data.{key} is {value}; it must be above 0.")
+        if not 64 <= self.vocab_size <= 2**31:
+            raise UserError(f"data.vocab_size is {self.vocab_size}; the special tokens and letters alone need 64.")
+        if not 0 <= self.valid_share < 1:
+            raise UserError(f"data.valid_share is {self.valid_share}; it must lie in [0, 1).")
+        if not self.valid_share and not self.valid_files:
+            raise UserError("data.valid_share is 0 and data.valid_files is empty; validation needs one of them.")
+        if self.workers < 0:
+            raise UserError(f"data.workers is {self.workers}; use 0 (every core) or a number of processes.")

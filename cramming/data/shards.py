@@ -1,0 +1,116 @@
+"""Prepared data as training reads it: memory-mapped token sequences behind a checked manifest. Not for making them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerFast
+
+from cramming.errors import UserError
+from cramming.files import read_json, sha256, short_hash
+
+MANIFEST = "manifest.json"
+UNIGRAM_COUNTS = "unigram_counts.npy"
+HELD_OUT = "held_out.jsonl"
+TOKENIZER = "tokenizer"
+FORMAT_VERSION = 1
+
+
+class TokenShards:
+    """Sequences of `seq_len` token ids in memory-mapped files, numbered through all of them."""
+
+    def __init__(self, paths: list[Path], sequences: list[int], seq_len: int, dtype: np.dtype) -> None:
+        self.paths, self.seq_len, self.dtype = paths, seq_len, dtype
+        self.starts = np.concatenate([[0], np.cumsum(sequences)]).astype(np.int64)
+        self._maps: dict[int, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        """Number of sequences."""
+        return int(self.starts[-1])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_maps": {}}
+
+    def take(self, indices: np.ndarray) -> np.ndarray:
+        """(n, seq_len) int64 of the sequences numbered `indices` (n,), in any order; IndexError outside [0, len)."""
+        indices = np.asarray(indices, dtype=np.int64)
+        if indices.size and not (indices.min() >= 0 and indices.max() < len(self)):
+            raise IndexError(f"sequence numbers must lie in [0, {len(self)}).")
+        found = np.empty((len(indices), self.seq_len), dtype=np.int64)
+        shards = np.searchsorted(self.starts, indices, side="right") - 1
+        for shard in np.unique(shards):
+            here = shards == shard
+            found[here] = self._map(int(shard))[indices[here] - self.starts[shard]]
+        return found
+
+    def _map(self, shard: int) -> np.ndarray:
+        if shard not in self._maps:
+            self._maps[shard] = np.memmap(self.paths[shard], self.dtype, mode="r").reshape(-1, self.seq_len)
+        return self._maps[shard]
+
+
+class PreparedData:
+    """One prepared folder: tokens, tokenizer, counts and held-out text."""
+
+    def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
+        self.folder, self.manifest = folder, manifest
+        self.fingerprint: str = manifest["fingerprint"]
+        self.seq_len: int = manifest["seq_len"]
+        self.vocab_size: int = manifest["vocab_size"]
+        self.train = self._shards("train")
+        self.valid = self._shards("valid")
+
+    def _shards(self, split: str) -> TokenShards:
+        listed = self.manifest["shards"][split]
+        paths = [self.folder / item["file"] for item in listed]
+        sequences = [item["sequences"] for item in listed]
+        return TokenShards(paths, sequences, self.seq_len, np.dtype(self.manifest["dtype"]))
+
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """The tokenizer that made the tokens."""
+        return PreTrainedTokenizerFast.from_pretrained(str(self.folder / TOKENIZER))
+
+    def unigram_counts(self) -> np.ndarray:
+        """int64 (vocab_size,): how often each id occurs in the training tokens."""
+        return np.load(self.folder / UNIGRAM_COUNTS)
+
+    def held_out_documents(self) -> list[str]:
+        """Raw text of held-out documents, none of which is in the training tokens; a bounded number."""
+        with open(self.folder / HELD_OUT, encoding="utf-8") as file:
+            return [json.loads(line) for line in file]
+
+
+def fingerprint(manifest: dict[str, Any]) -> str:
+    """Hash of all that decides a run's tokens: contents and their sources, but no paths, times or library versions."""
+    # tokenizer_config.json names the library version that wrote it.
+    files = {
+        name: entry["sha256"] for name, entry in manifest["files"].items() if not name.endswith("tokenizer_config.json")
+    }
+    parts = ("format_version", "seq_len", "vocab_size", "order", "shards", "counts", "source")
+    return short_hash({"files": files, **{part: manifest[part] for part in parts}}, 16)
+
+
+def open_prepared(folder: Path) -> PreparedData:
+    """Open a prepared folder after checking every file's size and hash against the manifest.
+
+    Raises:
+        UserError: naming the file that is missing or damaged.
+    """
+    manifest = read_json(folder / MANIFEST)
+    mend = f"remove {folder} and prepare again."
+    if not isinstance(manifest, dict) or manifest.get("format_version") != FORMAT_VERSION:
+        raise UserError(f"{folder / MANIFEST} is not a manifest of format {FORMAT_VERSION}; {mend}")
+    sizes = {name: entry["bytes"] for name, entry in manifest["files"].items()}
+    for name, size in sizes.items():
+        path = folder / name
+        found = path.stat().st_size if path.is_file() else None
+        if found != size:
+            what = "missing" if found is None else f"damaged: {found} bytes where the manifest says {size}"
+            raise UserError(f"{path} is {what}; {mend}")
+    for name, entry in manifest["files"].items():
+        if sha256(folder / name) != entry["sha256"]:
+            raise UserError(f"{folder / name} is damaged: its hash is not the manifest's; {mend}")
+    if fingerprint(manifest) != manifest["fingerprint"]:
+        raise UserError(f"{folder / MANIFEST} was changed: its fingerprint does not fit its content; {mend}")
+    return PreparedData(folder, manifest)

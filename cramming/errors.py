@@ -1,0 +1,9 @@
+"""What a user can mend: one exception type whose message names the key or file and the mend. Not for bugs."""
+
+
+class UserError(Exception):
+    """A mistake in a configuration, a file or the machine's set-up.
+
+    The message is one or two sentences: which key or file is wrong, what was found, and what to do. Scripts print it
+    without a traceback and leave with exit status 2.
+    """

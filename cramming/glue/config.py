@@ -1,0 +1,100 @@
+"""Configuration group `glue`: what is finetuned, on which data and how. Not the tasks' facts (tasks.py)."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from cramming.errors import UserError
+from cramming.glue.tasks import suite_tasks
+
+SOURCES = ("mini", "hub", "local")
+WARMUPS = ("per_task", "legacy")
+PRECISIONS = ("fp32", "bf16", "fp16")
+
+
+@dataclass(frozen=True)
+class GlueConfig:
+    """Finetuning as UltraFastBERT did it (arXiv 2311.10770, section 3.2 and its public configuration).
+
+    Raises UserError naming the key for a value that cannot be used.
+    """
+
+    source: str = "mini"  # mini: made from held-out documents, not GLUE | hub: nyu-mll/glue | local: official TSV files
+    dir: str | None = None  # source=local: folder that holds CoLA/, RTE/, ...
+    tasks: list[str] = field(default_factory=list)  # empty: every task of the suite that counts in its mean
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])  # head, data order and dropout follow from it
+    epochs: int | None = None  # epochs over the training examples; null: the task's own (5; CoLA 15)
+    batch: int = 16  # examples per update
+    eval_batch: int = 64  # examples per forward pass in evaluation; no effect on the result
+    lr: float = 4e-5  # peak learning rate
+    beta1: float = 0.9  # AdamW
+    beta2: float = 0.98  # AdamW
+    eps: float = 1e-6  # AdamW
+    weight_decay: float = 0.0  # AdamW, on every parameter
+    warmup: str = "per_task"  # per_task | legacy: every task warms up as many steps as the first task of the run
+    warmup_fraction: float = 0.1  # share of the steps in linear warm-up, then cosine to 0
+    max_length: int = 128  # tokens per example, special tokens included
+    dropout: float = 0.1  # probability
+    precision: str = "fp32"  # fp32 | bf16 | fp16 (fp16 on a GPU only)
+    limit_train: int | None = None  # first so many training examples only: for trying, marked partial in the record
+    mini_train: int = 3000  # source=mini: training examples per task, at most
+    mini_dev: int = 500  # source=mini: dev examples per task, at most
+    mini_seed: int = 0  # source=mini: which sentences are chosen and how they are changed
+
+    @property
+    def suite(self) -> str:
+        """The word for these results: "glue", or "mini" for the tasks that are not GLUE."""
+        return "mini" if self.source == "mini" else "glue"
+
+    def __post_init__(self) -> None:
+        """Check every key on its own and the two that belong together (source and dir)."""
+        for key, allowed in (("source", SOURCES), ("warmup", WARMUPS), ("precision", PRECISIONS)):
+            if getattr(self, key) not in allowed:
+                raise UserError(f"glue.{key} is {getattr(self, key)!r}; use one of {', '.join(allowed)}.")
+        if self.source == "local" and not self.dir:
+            raise UserError("glue.dir is missing: source=local needs the folder that holds CoLA/, RTE/, ...")
+        known = suite_tasks(self.suite)
+        for name in self.tasks:
+            if name not in known:
+                raise UserError(f"glue.tasks names {name!r}; source={self.source} has {', '.join(known)}.")
+        for key in ("tasks", "seeds"):
+            if len(set(getattr(self, key))) != len(getattr(self, key)):
+                raise UserError(f"glue.{key} names something twice: {list(getattr(self, key))}.")
+        if not self.seeds or min(self.seeds) < 0:
+            raise UserError(f"glue.seeds is {list(self.seeds)}; give at least one seed, none below 0.")
+        for key in ("epochs", "batch", "eval_batch", "limit_train", "mini_train", "mini_dev"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise UserError(f"glue.{key} is {value}; it must be at least 1.")
+        if self.max_length < 8:
+            raise UserError(f"glue.max_length is {self.max_length} tokens; it must be at least 8.")
+        self._check_reals()
+
+    def _check_reals(self) -> None:
+        for key in ("lr", "eps"):
+            if not getattr(self, key) > 0:
+                raise UserError(f"glue.{key} is {getattr(self, key)}; it must be above 0.")
+        for key in ("beta1", "beta2", "dropout"):
+            if not 0 <= getattr(self, key) < 1:
+                raise UserError(f"glue.{key} is {getattr(self, key)}; it must be in [0, 1).")
+        if not 0 <= self.warmup_fraction <= 1:
+            raise UserError(f"glue.warmup_fraction is {self.warmup_fraction}; it must be in [0, 1].")
+        if self.weight_decay < 0:
+            raise UserError(f"glue.weight_decay is {self.weight_decay}; it must not be negative.")
+
+    def settings(self) -> dict[str, Any]:
+        """What a result depends on besides model, examples, task and seed: runs with equal settings are comparable."""
+        keys: tuple[str, ...] = (
+            "source",
+            "epochs",
+            "batch",
+            "lr",
+            "beta1",
+            "beta2",
+            "eps",
+            "weight_decay",
+            "warmup",
+            "warmup_fraction",
+        )
+        keys += ("max_length", "dropout", "precision", "limit_train")
+        mini = ("mini_train", "mini_dev", "mini_seed") if self.source == "mini" else ()
+        return {key: getattr(self, key) for key in keys + mini}

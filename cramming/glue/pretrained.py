@@ -1,0 +1,122 @@
+"""The checkpoint that is finetuned: found, checked, loaded with a fresh head. Not how it was trained."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+import cramming.model  # registers the Auto classes
+from cramming.errors import UserError
+from cramming.files import read_json, sha256
+from cramming.glue.tasks import Task
+
+WEIGHTS = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A checked checkpoint.
+
+    Attributes:
+        folder: what `save_pretrained` wrote.
+        run: name of the pretraining run; the folder's name for a checkpoint without a record.
+        experiment, ffn, group: as in the run's record; "imported", "" and "" without one.
+        data_fingerprint: of the tokens it was trained on; "" if unknown.
+        config: the run's configuration without its data paths.
+        weights_sha256: of the weights file.
+        max_length: longest input in tokens.
+    """
+
+    folder: Path
+    run: str
+    experiment: str
+    ffn: str
+    group: str
+    data_fingerprint: str
+    config: dict[str, Any]
+    weights_sha256: str
+    max_length: int
+
+
+def open_pretrained(path: Path) -> Pretrained:
+    """Check `<run>/model` (give the run's folder or the model's). UserError says what is missing or does not fit."""
+    folder = path / "model" if (path / "model").is_dir() else path
+    if not (folder / "config.json").exists():
+        raise UserError(
+            f"checkpoint: {path} holds no finished model (no config.json); run `make pretrain EXP=...` first."
+        )
+    config = read_json(folder / "config.json")
+    expected = cramming.model.CrammedConfig.model_type
+    if config.get("model_type") != expected:
+        raise UserError(
+            f"{folder / 'config.json'}: model_type is {config.get('model_type')!r}, not {expected!r}; give a "
+            "checkpoint of this project (convert the authors' weights first)."
+        )
+    if not (folder / WEIGHTS).exists():
+        raise UserError(f"{folder / WEIGHTS} is missing; run `make pretrain EXP=...` again.")
+    home = folder.parent if folder.name == "model" else folder
+    record = read_json(home / "record.json") if (home / "record.json").exists() else {}
+    return Pretrained(
+        folder=folder,
+        run=record.get("name", home.name),
+        experiment=record.get("experiment", "imported"),
+        ffn=record.get("ffn", ""),
+        group=record.get("group", ""),
+        data_fingerprint=record.get("data_fingerprint", ""),
+        config={key: record["config"][key] for key in ("model", "ffn", "train") if key in record.get("config", {})},
+        weights_sha256=sha256(folder / WEIGHTS),
+        max_length=int(config["max_position_embeddings"]),
+    )
+
+
+def load_tokenizer(pretrained: Pretrained) -> PreTrainedTokenizerBase:
+    """The checkpoint's tokenizer; UserError when it is missing or has another vocabulary than the model."""
+    if not (pretrained.folder / "tokenizer.json").exists():
+        raise UserError(
+            f"{pretrained.folder / 'tokenizer.json'} is missing; copy the tokenizer the model was trained with."
+        )
+    tokenizer = AutoTokenizer.from_pretrained(pretrained.folder)
+    vocabulary = read_json(pretrained.folder / "config.json")["vocab_size"]
+    if len(tokenizer) != vocabulary:
+        raise UserError(
+            f"{pretrained.folder}: the tokenizer has {len(tokenizer)} tokens, the model {vocabulary}; copy the "
+            "tokenizer the model was trained with."
+        )
+    return tokenizer
+
+
+def load_classifier(pretrained: Pretrained, task: Task, dropout: float) -> PreTrainedModel:
+    """The checkpoint's encoder under a fresh head for `task`; the head comes from torch's current random state.
+
+    UserError when weights of the encoder are missing or of another shape than its configuration says.
+    """
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # it would warn of the fresh head, which is meant
+    try:
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            pretrained.folder,
+            num_labels=1 if task.regression else len(task.labels),
+            problem_type="regression" if task.regression else "single_label_classification",
+            hidden_dropout_prob=dropout,
+            classifier_dropout=dropout,
+            output_loading_info=True,
+        )
+    except (RuntimeError, ValueError, OSError) as error:
+        raise UserError(f"{pretrained.folder}: the weights do not fit config.json ({first_line(error)}).") from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    missing = sorted(key for key in report["missing_keys"] if key.startswith(f"{model.base_model_prefix}."))
+    if missing:
+        raise UserError(
+            f"{pretrained.folder / WEIGHTS} lacks {len(missing)} weights of the encoder, {missing[0]} among them; it "
+            "is of another architecture."
+        )
+    return model.float()
+
+
+def first_line(error: Exception) -> str:
+    """An exception's type and first line, short enough for a message."""
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:200]}".rstrip(": ")

@@ -1,0 +1,57 @@
+"""The crammed BERT's transformers configuration. Not the user's configuration groups (config.py)."""
+
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+
+class CrammedConfig(PreTrainedConfig):
+    """Configuration of a crammed BERT; the defaults are UltraFastBERT-1x11's (arXiv 2311.10770, section 2).
+
+    Args:
+        ffn: the feedforward layer as `cramming.model.ffn.build_ffn` reads it, e.g.
+            {"kind": "path", "trees": 1, "depth": 11, "bias": True, "activation": "gelu"}.
+        max_position_embeddings: longest input in tokens.
+        hidden_dropout_prob: dropout after the embedding and on each residual branch; 0 in pretraining, 0.1 in
+            finetuning.
+        classifier_size: width of the classification head's hidden layer.
+        sparse_prediction: in training, MLM logits are computed at labelled positions only. Same loss.
+    """
+
+    model_type = "crammed_fff"
+
+    def __init__(
+        self,
+        vocab_size: int = 32768,
+        hidden_size: int = 768,
+        num_hidden_layers: int = 16,
+        num_attention_heads: int = 12,
+        max_position_embeddings: int = 128,
+        ffn: dict[str, Any] | None = None,
+        layer_norm_eps: float = 1e-12,
+        initializer_range: float = 0.02,
+        hidden_dropout_prob: float = 0.0,
+        classifier_size: int = 1024,
+        classifier_dropout: float = 0.1,
+        sparse_prediction: bool = True,
+        pad_token_id: int = 0,
+        tie_word_embeddings: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        if hidden_size % num_attention_heads:
+            raise ValueError(f"num_attention_heads={num_attention_heads} does not divide hidden_size={hidden_size}.")
+        self.vocab_size = vocab_size
+        self.hidden_size = hidden_size
+        self.num_hidden_layers = num_hidden_layers
+        self.num_attention_heads = num_attention_heads
+        self.max_position_embeddings = max_position_embeddings
+        self.ffn = ffn or {"kind": "path", "trees": 1, "depth": 11}
+        self.layer_norm_eps = layer_norm_eps
+        self.initializer_range = initializer_range
+        self.hidden_dropout_prob = hidden_dropout_prob
+        self.classifier_size = classifier_size
+        self.classifier_dropout = classifier_dropout
+        self.sparse_prediction = sparse_prediction
+        super().__init__(pad_token_id=pad_token_id, tie_word_embeddings=tie_word_embeddings, **kwargs)
+        # Some releases reset these to the base class's defaults while they read kwargs.
+        self.pad_token_id, self.tie_word_embeddings = pad_token_id, tie_word_embeddings

@@ -1,0 +1,288 @@
+"""The crammed BERT as native transformers classes: encoder, MLM, classification. Not its training."""
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput, SequenceClassifierOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from fff import PathFFF
+
+from .configuration import CrammedConfig
+from .ffn import build_ffn
+
+IGNORED = -100  # label of a position without a prediction, as everywhere in transformers
+
+
+def sinusoid_table(length: int, width: int) -> torch.Tensor:
+    """Sinusoidal positions (length, width): sine at even columns, cosine at odd ones (arXiv 1706.03762, section 3.5)."""
+    frequencies = torch.exp(torch.arange(0, width, 2) * (-math.log(10000.0) / width))
+    angles = torch.arange(length)[:, None] * frequencies
+    return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)
+
+
+class CrammedEmbedding(nn.Module):
+    """Word embedding + learned scale x sinusoidal positions, normalised. (B, S) -> (B, S, H)."""
+
+    def __init__(self, config: CrammedConfig) -> None:
+        super().__init__()
+        self.words = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        self.position_scale = nn.Parameter(torch.empty(1))
+        table = sinusoid_table(config.max_position_embeddings, config.hidden_size)
+        self.register_buffer("positions", table, persistent=False)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
+        x = self.words(input_ids) if inputs_embeds is None else inputs_embeds
+        length = x.shape[1]
+        if length > self.positions.shape[0]:
+            raise ValueError(f"The input has {length} tokens; the model takes {self.positions.shape[0]} at most.")
+        return self.dropout(self.norm(x + self.position_scale * self.positions[:length]))
+
+
+class CrammedAttention(nn.Module):
+    """Self-attention without biases; the rows of `qkv` are all queries, then all keys, then all values."""
+
+    is_causal = False
+
+    def __init__(self, config: CrammedConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
+        self.out = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        B, S, H = x.shape
+        q, k, v = self.qkv(x).view(B, S, 3, -1, self.head_dim).permute(2, 0, 3, 1, 4)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        mixed, _ = attend(self, q, k, v, mask, dropout=0.0, scaling=self.scaling)
+        return self.out(mixed.reshape(B, S, H))
+
+
+def eager_attention(
+    module: nn.Module, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, **options: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention written out, for `attn_implementation="eager"`; q, k, v (B, heads, S, head), mask added to scores."""
+    scores = (q @ k.transpose(-1, -2)) * options["scaling"]
+    if mask is not None:
+        scores = scores + mask
+    weights = scores.softmax(-1, dtype=torch.float32).to(q.dtype)
+    return (weights @ v).transpose(1, 2), weights
+
+
+class CrammedBlock(nn.Module):
+    """Pre-norm block: x + attention(norm(x)), then x + feedforward(norm(x)) unless the feedforward is "none"."""
+
+    def __init__(self, config: CrammedConfig) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attention = CrammedAttention(config)
+        self.ffn = build_ffn(config.ffn, config.hidden_size)
+        self.ffn_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if self.ffn is not None else None
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), mask))
+        if self.ffn is not None:
+            x = x + self.dropout(self.ffn(self.ffn_norm(x)))
+        return x
+
+
+class CrammedPreTrainedModel(PreTrainedModel):
+    """What the crammed models share: configuration class, initialisation, attention back ends."""
+
+    config_class = CrammedConfig
+    base_model_prefix = "model"
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+    _no_split_modules = ("CrammedBlock",)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """N(0, initializer_range) for every weight, FFF nodes included, as the published models were trained."""
+        std = self.config.initializer_range
+        if isinstance(module, nn.Linear | nn.Embedding):
+            init.normal_(module.weight, mean=0.0, std=std)
+            if getattr(module, "bias", None) is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, PathFFF):
+            init.normal_(module.w_in, mean=0.0, std=std)
+            init.normal_(module.w_out, mean=0.0, std=std)
+            if module.b_in is not None:
+                init.zeros_(module.b_in)
+        elif isinstance(module, CrammedEmbedding):
+            init.constant_(module.position_scale, self.config.hidden_size**-0.5)
+            # Models are built on the meta device before loading, and this table is in no checkpoint.
+            init.copy_(module.positions, sinusoid_table(*module.positions.shape))
+
+
+class CrammedModel(CrammedPreTrainedModel):
+    """The encoder. Returns the normalised last hidden state (B, S, H)."""
+
+    def __init__(self, config: CrammedConfig) -> None:
+        super().__init__(config)
+        self.embedding = CrammedEmbedding(config)
+        self.blocks = nn.ModuleList(CrammedBlock(config) for _ in range(config.num_hidden_layers))
+        self.final_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The word embedding."""
+        return self.embedding.words
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the word embedding."""
+        self.embedding.words = value
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutput | tuple:
+        """Encode tokens.
+
+        Args:
+            input_ids: (B, S) int64, or give `inputs_embeds` (B, S, H) instead.
+            attention_mask: (B, S), 1 for tokens and 0 for padding; None when nothing is padded.
+
+        Raises:
+            ValueError: S exceeds max_position_embeddings, or not exactly one kind of input is given.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give exactly one of input_ids and inputs_embeds.")
+        x = self.embedding(input_ids, inputs_embeds)
+        mask = create_bidirectional_mask(config=self.config, inputs_embeds=x, attention_mask=attention_mask)
+        keep = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        states = [x]
+        for block in self.blocks:
+            x = block(x, mask)
+            if keep:
+                states.append(x)
+        x = self.final_norm(x)
+        output = BaseModelOutput(last_hidden_state=x, hidden_states=tuple(states) if keep else None)
+        return output if _wants_dict(self.config, return_dict) else output.to_tuple()
+
+
+class CrammedForMaskedLM(CrammedPreTrainedModel):
+    """The encoder with a decoder tied to the word embedding, without transform and bias."""
+
+    _tied_weights_keys = {"decoder.weight": "model.embedding.words.weight"}  # noqa: RUF012 (read by transformers)
+
+    def __init__(self, config: CrammedConfig) -> None:
+        super().__init__(config)
+        self.model = CrammedModel(config)
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The decoder."""
+        return self.decoder
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Replace the decoder."""
+        self.decoder = new_embeddings
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        masked_positions: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> MaskedLMOutput | tuple:
+        """Predict masked tokens.
+
+        Args:
+            labels: (B, S) int64 with -100 where nothing is predicted, or (B, K) beside `masked_positions`.
+            masked_positions: (B, K) int64 positions to predict; the sparse form with a fixed shape, which needs no
+                synchronisation with the device.
+
+        Returns:
+            logits (B, S, V); (B, K, V) with `masked_positions`; (labelled tokens, V) when training with labels and
+            `config.sparse_prediction`. The loss (nats per labelled token) is the same in each.
+        """
+        encoded = self.model(
+            input_ids, attention_mask, inputs_embeds, output_hidden_states=output_hidden_states, return_dict=True
+        )
+        x = encoded.last_hidden_state
+        if masked_positions is not None:
+            x = x.gather(1, masked_positions[..., None].expand(-1, -1, x.shape[-1]))
+        elif labels is not None and self.training and self.config.sparse_prediction:
+            labelled = labels != IGNORED
+            x, labels = x[labelled], labels[labelled]
+        logits = self.decoder(x)
+        loss = None
+        if labels is not None:
+            loss = nn.functional.cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORED)
+        output = MaskedLMOutput(loss=loss, logits=logits, hidden_states=encoded.hidden_states)
+        return output if _wants_dict(self.config, return_dict) else output.to_tuple()
+
+
+class CrammedForSequenceClassification(CrammedPreTrainedModel):
+    """The encoder with the authors' head on the first token: Linear, tanh, dropout, Linear."""
+
+    def __init__(self, config: CrammedConfig) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.model = CrammedModel(config)
+        self.pooler = nn.Linear(config.hidden_size, config.classifier_size)
+        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.classifier = nn.Linear(config.classifier_size, config.num_labels)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> SequenceClassifierOutput | tuple:
+        """Classify or score whole inputs.
+
+        Args:
+            labels: (B,) class numbers, or float targets when config.problem_type is "regression" or num_labels is 1.
+
+        Returns:
+            logits (B, num_labels) and, with labels, cross-entropy (nats) or mean squared error.
+        """
+        encoded = self.model(
+            input_ids, attention_mask, inputs_embeds, output_hidden_states=output_hidden_states, return_dict=True
+        )
+        first_token = encoded.last_hidden_state[:, 0]
+        logits = self.classifier(self.dropout(torch.tanh(self.pooler(first_token))))
+        loss = None
+        if labels is not None:
+            loss = self._loss(logits.float(), labels)
+        output = SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=encoded.hidden_states)
+        return output if _wants_dict(self.config, return_dict) else output.to_tuple()
+
+    def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        if self.config.problem_type == "regression" or self.num_labels == 1:
+            return nn.functional.mse_loss(logits.squeeze(-1), labels.to(logits.dtype).view(logits.squeeze(-1).shape))
+        return nn.functional.cross_entropy(logits, labels.view(-1))
+
+
+def _wants_dict(config: CrammedConfig, return_dict: bool | None) -> bool:
+    return bool(getattr(config, "return_dict", True) if return_dict is None else return_dict)

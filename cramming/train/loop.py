@@ -1,0 +1,137 @@
+"""The training loop: step, then hooks. Not what the hooks do (hooks.py) nor how a run is set up (pretrain.py)."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from cramming.data.loader import Microbatch
+from cramming.train.budget import batch_at, crosses_mark, lr_factor, progress
+from cramming.train.checkpoint import TrainState
+from cramming.train.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one update did. `loss` (nats per masked token) and `gradient_norm` are means over the whole batch."""
+
+    loss: torch.Tensor
+    gradient_norm: torch.Tensor
+    lr: float
+    batch: int
+    before: float  # progress before the step
+    after: float
+    seconds: float
+
+    def crosses(self, marks: int) -> bool:
+        """Whether a mark of progress fell into this step."""
+        return crosses_mark(self.before, self.after, marks)
+
+
+class Hook(Protocol):
+    """Something that looks on. Each hook owns its own "is it time?"."""
+
+    def on_start(self, trainer: "Trainer") -> None: ...  # noqa: D102
+    def on_step(self, trainer: "Trainer", step: Step) -> None: ...  # noqa: D102
+    def on_end(self, trainer: "Trainer") -> None: ...  # noqa: D102
+
+
+class Trainer:
+    """Runs updates until the budget is used or a hook asks to stop.
+
+    Args:
+        model: prepared by the accelerator; `raw_model` is the same without wrappers.
+        batches: this process's endless microbatches, starting at `state.sequences`.
+        clock: monotonic seconds, for budgets in hours.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        accelerator: Accelerator,
+        model: nn.Module,
+        raw_model: nn.Module,
+        optimiser: torch.optim.Optimizer,
+        batches: Iterable[Microbatch],
+        state: TrainState,
+        hooks: Sequence[Hook],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.config, self.accelerator = config, accelerator
+        self.model, self.raw_model, self.optimiser = model, raw_model, optimiser
+        self.batches: Iterator[Microbatch] = iter(batches)
+        self.state, self.hooks, self.clock = state, hooks, clock
+        self.stop_reason: str | None = None
+
+    def train(self) -> None:
+        """Step, then hooks, until the end; hooks are told of the end also when one of them asked for it."""
+        for hook in self.hooks:
+            hook.on_start(self)
+        while self.state.progress < 1 and self.stop_reason is None:
+            step = self.step()
+            for hook in self.hooks:
+                hook.on_step(self, step)
+        for hook in self.hooks:
+            hook.on_end(self)
+
+    def step(self) -> Step:
+        """One update: accumulate the batch in microbatches, clip, AdamW; then advance the state."""
+        state, config = self.state, self.config
+        started, before = self.clock(), state.progress
+        lr = config.lr * lr_factor(config.schedule, before)
+        batch = self._batch(before)
+        self.optimiser.zero_grad(set_to_none=True)
+        self.model.train()
+        loss = self._accumulate(batch // (config.microbatch * self.accelerator.num_processes))
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), config.clip)
+        for group in self.optimiser.param_groups:
+            group["lr"] = lr
+        self.optimiser.step()
+        state.step += 1
+        state.sequences += batch
+        state.tokens += batch * self._length
+        seconds = self.agree(self.clock() - started)
+        self.add_seconds(seconds)
+        return Step(loss, norm, lr, batch, before, state.progress, seconds)
+
+    def add_seconds(self, seconds: float) -> None:
+        """Count wall-clock time against the budget; hooks report what they take."""
+        state = self.state
+        state.seconds += seconds
+        state.progress = progress(self.config, tokens=state.tokens, steps=state.step, seconds=state.seconds)
+
+    def _batch(self, t: float) -> int:
+        """Sequences of the next step; the last one of a token budget is cut to what is left, in microbatches."""
+        batch = batch_at(self.config, t, self.accelerator.num_processes)
+        if self.config.budget_tokens is not None and self.state.tokens:
+            unit = self.config.microbatch * self.accelerator.num_processes
+            left = -(-(self.config.budget_tokens - self.state.tokens) // (self._length * unit)) * unit
+            batch = min(batch, left)
+        return batch
+
+    def _accumulate(self, microbatches: int) -> torch.Tensor:
+        total = torch.zeros((), device=self.accelerator.device)
+        for number in range(1, microbatches + 1):
+            batch = next(self.batches).to(self.accelerator.device)
+            self._length = batch.input_ids.shape[1]
+            # Gradients travel between processes once per update, with its last microbatch.
+            last = number == microbatches
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
+                output = self.model(
+                    input_ids=batch.input_ids, masked_positions=batch.masked_positions, labels=batch.labels
+                )
+                self.accelerator.backward(output.loss / microbatches)
+            total += output.loss.detach() / microbatches
+        return self.accelerator.reduce(total, "mean") if self.accelerator.num_processes > 1 else total
+
+    def agree(self, value: float) -> float:
+        """The largest of all processes' values, so that they take the same decisions."""
+        if self.accelerator.num_processes == 1:
+            return value
+        gathered = self.accelerator.gather(torch.tensor([value], dtype=torch.float64, device=self.accelerator.device))
+        return float(gathered.max())

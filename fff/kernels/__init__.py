@@ -1,0 +1,93 @@
+"""Providers of PathFFF behind one registry: who computes it, what they can do, which one `auto` takes. Not the kernels.
+
+`auto` weighs work: a gathered row costs about as much as DENSE_ROWS_PER_GATHERED rows of a dense product, so
+conditional execution pays only where a tree has that many more nodes than a path visits. Deep trees do, 3072x0 never.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fff.kernels.gather import gather
+from fff.kernels.masked import masked
+from fff.reference import path_fff
+from fff.topology import nodes_in_tree, path_length
+
+Function = Callable[[Tensor, Tensor, Tensor | None, Tensor, str], Tensor]
+
+EXECUTIONS = ("auto", "masked", "conditional")
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+DENSE_ROWS_PER_GATHERED = 20
+
+log = logging.getLogger("fff")
+
+
+def _anywhere(device: torch.device, dtype: torch.dtype) -> str | None:
+    return None if dtype in FLOATS else f"dtype {dtype} is not supported (float64, float32, bfloat16 and float16 are)"
+
+
+@dataclass(frozen=True)
+class Provider:
+    """Who computes the layer.
+
+    `available(device, dtype)` is None, or the reason why this machine cannot. `function(x (N, H), w_in, b_in, w_out,
+    activation)` returns (N, K).
+    """
+
+    name: str
+    execution: str
+    function: Function
+    available: Callable[[torch.device, torch.dtype], str | None] = _anywhere
+
+
+def _reference(x: Tensor, w_in: Tensor, b_in: Tensor | None, w_out: Tensor, activation: str) -> Tensor:
+    return path_fff(x, w_in, b_in, w_out, activation).y
+
+
+PROVIDERS = {
+    provider.name: provider
+    for provider in (
+        Provider("reference", "conditional", _reference),
+        Provider("masked", "masked", masked),
+        Provider("gather", "conditional", gather),
+    )
+}
+_told: set[tuple[str, int, int]] = set()
+
+
+def check(execution: str, provider: str) -> None:
+    """Refuse unknown names and contradictions (ValueError names the argument and what is allowed)."""
+    if execution not in EXECUTIONS:
+        raise ValueError(f"execution={execution!r} is unknown; allowed: {', '.join(EXECUTIONS)}")
+    if provider != "auto" and provider not in PROVIDERS:
+        raise ValueError(f"provider={provider!r} is unknown; allowed: auto, {', '.join(PROVIDERS)}")
+    if provider != "auto" and execution not in ("auto", PROVIDERS[provider].execution):
+        raise ValueError(
+            f"provider={provider!r} computes {PROVIDERS[provider].execution}, but execution={execution!r} was asked for; "
+            "leave one of them at 'auto'"
+        )
+
+
+def choose(execution: str, provider: str, device: torch.device, dtype: torch.dtype, trees: int, depth: int) -> Provider:
+    """The provider for a call; `auto` says once per shape which one it took.
+
+    Raises:
+        RuntimeError: the provider asked for is not available here, with the reason.
+    """
+    if provider != "auto":
+        chosen = PROVIDERS[provider]
+        if reason := chosen.available(device, dtype):
+            raise RuntimeError(f"provider={provider!r} is not available: {reason}")
+        return chosen
+    if reason := _anywhere(device, dtype):
+        raise RuntimeError(f"provider='auto' found none: {reason}")
+    pays = nodes_in_tree(depth) >= DENSE_ROWS_PER_GATHERED * path_length(depth)
+    conditional = execution == "conditional" or (execution == "auto" and pays)
+    chosen = PROVIDERS["gather" if conditional else "masked"]
+    if not torch.compiler.is_compiling() and (chosen.name, trees, depth) not in _told:
+        _told.add((chosen.name, trees, depth))
+        log.info("PathFFF %dx%d: provider %s (%s execution)", trees, depth, chosen.name, chosen.execution)
+    return chosen

@@ -1,0 +1,217 @@
+"""Provider `gather`: path nodes only, forward and backward, in plain torch on any device. Not a compiled kernel.
+
+The top levels, which all tokens share, are a small dense product; below them rows are gathered, a chunk at a time so
+that they stay in cache. Sums of weighted rows (the output, the gradients) are embedding bags. The whole is one torch
+operator with a fake and an autograd formula, so that torch.compile and torch.export see one node and the chunking may
+depend on the sizes. Saved for the backward: inputs, path and scores, so the layer needs O(N * (H + T * L)) memory.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fff.activations import activation_named
+from fff.topology import child, depth_of, first_node, path_length, walk
+
+# Levels done densely: at 2 ** 5 rows per token and tree the product still beats one more gathered level (fff.bench).
+DENSE_LEVELS = 5
+# A chunk of gathered rows stays in a core's L2 cache; elsewhere than on a CPU few large launches are better.
+CHUNK_BYTES = {"cpu": 3 * 2**19}
+CHUNK_BYTES_OTHER = 2**28
+# Dense scores of the top levels, (tokens, T * 2 ** levels), held at a time.
+CHUNK_SCORES = 2**22
+
+
+def gather(x: Tensor, w_in: Tensor, b_in: Tensor | None, w_out: Tensor, activation: str) -> Tensor:
+    """PathFFF by path nodes only: x (N, H) -> (N, K); scores and decisions in float32 for half types, else as x."""
+    return _forward(x, w_in, b_in, w_out, activation)[0]
+
+
+@torch.library.custom_op("fff::gather_forward", mutates_args=())
+def _forward(
+    x: Tensor, w_in: Tensor, b_in: Tensor | None, w_out: Tensor, activation: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """-> y (N, K), flat rows t * M + node (N, T, L) int32, scores (N, T, L)."""
+    with torch.autocast(x.device.type, enabled=False):
+        rows, scores = _visit(x, w_in, b_in)
+        active = activation_named(activation).forward(scores).to(x.dtype)
+        return _weighted_rows(rows.flatten(1), active.flatten(1), w_out.flatten(0, 1)), rows, scores
+
+
+@_forward.register_fake
+def _(x: Tensor, w_in: Tensor, b_in: Tensor | None, w_out: Tensor, activation: str) -> tuple[Tensor, Tensor, Tensor]:
+    shape = (x.shape[0], w_in.shape[0], path_length(depth_of(w_in.shape[1])))
+    rows = x.new_empty(shape, dtype=torch.int32)
+    return x.new_empty(x.shape[0], w_out.shape[-1]), rows, x.new_empty(shape, dtype=_score_dtype(x))
+
+
+@torch.library.custom_op("fff::gather_backward", mutates_args=())
+def _backward(
+    grad: Tensor, x: Tensor, w_in: Tensor, w_out: Tensor, rows: Tensor, scores: Tensor, activation: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """-> gradients of x (N, H), w_in (T, M, H), b_in (T, M), w_out (T, M, K)."""
+    with torch.autocast(x.device.type, enabled=False):
+        act = activation_named(activation)
+        grad = grad.contiguous()
+        grad_scores = act.backward(_dots(grad, w_out, rows), scores)
+        grad_x = _weighted_rows(rows.flatten(1), grad_scores.to(x.dtype).flatten(1), w_in.flatten(0, 1))
+        grad_in, grad_out = torch.zeros_like(w_in), torch.zeros_like(w_out)
+        grad_bias = torch.zeros(w_in.shape[:2], dtype=scores.dtype, device=x.device)
+        if x.shape[0]:
+            _sum_per_node(rows, ((grad_scores, x, grad_in), (act.forward(scores), grad, grad_out)))
+            _sum_scores_per_node(rows, grad_scores, grad_bias)
+        return grad_x, grad_in, grad_bias.to(w_in.dtype), grad_out
+
+
+@_backward.register_fake
+def _(
+    grad: Tensor, x: Tensor, w_in: Tensor, w_out: Tensor, rows: Tensor, scores: Tensor, activation: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return torch.empty_like(x), torch.empty_like(w_in), w_in.new_empty(w_in.shape[:2]), torch.empty_like(w_out)
+
+
+def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    x, w_in, b_in, w_out, ctx.activation = inputs
+    ctx.has_bias = b_in is not None
+    ctx.save_for_backward(x, w_in, w_out, *output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def _backward_formula(ctx, grad, *_):  # type: ignore[no-untyped-def]
+    if grad is None:
+        return None, None, None, None, None
+    grad_x, grad_in, grad_bias, grad_out = _backward(grad, *ctx.saved_tensors, ctx.activation)
+    return grad_x, grad_in, grad_bias if ctx.has_bias else None, grad_out, None
+
+
+_forward.register_autograd(_backward_formula, setup_context=_setup_context)
+
+
+def _score_dtype(x: Tensor) -> torch.dtype:
+    return torch.float32 if x.dtype in (torch.bfloat16, torch.float16) else x.dtype
+
+
+def _spans(total: int, size: int) -> Iterator[slice]:
+    size = max(1, size)
+    for start in range(0, total, size):
+        yield slice(start, min(start + size, total))
+
+
+def _dense_levels(levels: int) -> tuple[int, int]:
+    """How many top levels are done densely, and how many leading nodes that takes (an even count is faster)."""
+    dense = min(levels, DENSE_LEVELS)
+    return dense, min(2**dense, 2**levels - 1)
+
+
+def _visit(x: Tensor, w_in: Tensor, b_in: Tensor | None) -> tuple[Tensor, Tensor]:
+    trees, node_count, _ = w_in.shape
+    levels = path_length(depth_of(node_count))
+    dense, _ = _dense_levels(levels)
+    nodes, scores = _visit_densely(x, w_in, b_in)
+    base = torch.arange(trees, device=x.device).mul_(node_count)
+    all_nodes, all_scores = [nodes], [scores]
+    node, score = nodes[..., -1], scores[..., -1]
+    for _ in range(dense, levels):
+        node = child(node, score)
+        row = node + base
+        score = _row_dots(x, w_in.flatten(0, 1), row)
+        if b_in is not None:
+            score += b_in.flatten()[row]
+        all_nodes.append(node.unsqueeze(-1))
+        all_scores.append(score.unsqueeze(-1))
+    rows = torch.cat(all_nodes, -1).add_(base[:, None])
+    return rows.int(), torch.cat(all_scores, -1)
+
+
+def _visit_densely(x: Tensor, w_in: Tensor, b_in: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Nodes and scores (N, T, dense levels) of the top levels."""
+    dense, count = _dense_levels(path_length(depth_of(w_in.shape[1])))
+    bias = b_in[:, :count].to(_score_dtype(x)) if b_in is not None else None
+    nodes = torch.empty(x.shape[0], w_in.shape[0], dense, dtype=torch.int64, device=x.device)
+    scores = torch.empty_like(nodes, dtype=_score_dtype(x))
+    for span, block in _dense_products(x, w_in, count):
+        if bias is not None:
+            block += bias
+        nodes[span] = walk(block, dense)
+        scores[span] = block.gather(-1, nodes[span])
+    return nodes, scores
+
+
+def _dense_products(x: Tensor, w: Tensor, count: int) -> Iterator[tuple[slice, Tensor]]:
+    """Products (n, T, count) of chunks of x with the first `count` rows of each tree of w."""
+    top = w[:, :count].flatten(0, 1).to(_score_dtype(x)).t()
+    for span in _spans(x.shape[0], CHUNK_SCORES // top.shape[1]):
+        yield span, (x[span].to(top.dtype) @ top).view(-1, w.shape[0], count)
+
+
+def _row_dots(x: Tensor, w: Tensor, rows: Tensor) -> Tensor:
+    """x[n] . w[rows[n, j]] as (N, J); rows (N, J) of w (R, H)."""
+    dtype = _score_dtype(x)
+    result = torch.empty(rows.shape, dtype=dtype, device=x.device)
+    row_bytes = max(1, rows.shape[1] * x.shape[1] * x.element_size())
+    for span in _spans(x.shape[0], CHUNK_BYTES.get(x.device.type, CHUNK_BYTES_OTHER) // row_bytes):
+        gathered = w.index_select(0, rows[span].flatten()).to(dtype).view(*rows[span].shape, -1)
+        torch.sum(gathered.mul_(x[span].unsqueeze(1)), -1, out=result[span])
+    return result
+
+
+def _dots(x: Tensor, w: Tensor, rows: Tensor) -> Tensor:
+    """x[n] . w[path nodes of n] as (N, T, L): the top levels from a dense product, the others gathered."""
+    trees, node_count, _ = w.shape
+    dense, count = _dense_levels(rows.shape[-1])
+    result = torch.empty(rows.shape, dtype=_score_dtype(x), device=x.device)
+    top = rows[..., :dense].long() % node_count
+    for span, block in _dense_products(x, w, count):
+        result[span, :, :dense] = block.gather(-1, top[span])
+    for level in range(dense, rows.shape[-1]):
+        result[..., level] = _row_dots(x, w.flatten(0, 1), rows[..., level])
+    return result
+
+
+def _weighted_rows(rows: Tensor, weights: Tensor, w: Tensor) -> Tensor:
+    """Sum over j of weights[n, j] * w[rows[n, j]]: (N, H)."""
+    if rows.shape[0] == 0:
+        return w.new_empty(0, w.shape[1])
+    return functional.embedding_bag(rows, w, mode="sum", per_sample_weights=weights)
+
+
+def _sum_per_node(rows: Tensor, jobs: tuple[tuple[Tensor, Tensor, Tensor], ...]) -> None:
+    """For each job (coefficients (N, T, L), x (N, H), result (T, M, H)): result[row] += coefficient * x, by path node.
+
+    Tokens are sorted by node, so each sum has one fixed order: no atomics, the same bits on every run.
+    """
+    tokens, trees, levels = rows.shape
+    node_count = jobs[0][2].shape[1]
+    dense, count = _dense_levels(levels)
+    top = rows[..., :dense].long() % node_count
+    for coefficients, x, result in jobs:
+        _sum_densely(top, coefficients[..., :dense], x, result[:, :count])
+    base = torch.arange(trees, device=rows.device) * node_count
+    for level in range(dense, levels):
+        width = 2**level
+        local = rows[..., level] - base - first_node(level) + torch.arange(trees, device=rows.device) * width
+        ordered, order = torch.sort(local.flatten(), stable=True)
+        starts = torch.searchsorted(ordered, torch.arange(trees * width, device=rows.device))
+        sources = order // trees
+        for coefficients, x, result in jobs:
+            weights = coefficients[..., level].flatten()[order].to(x.dtype)
+            bags = functional.embedding_bag(sources, x, starts, mode="sum", per_sample_weights=weights)
+            result[:, first_node(level) : first_node(level + 1)] = bags.view(trees, width, -1)
+
+
+def _sum_densely(nodes: Tensor, coefficients: Tensor, x: Tensor, result: Tensor) -> None:
+    trees, count, width = result.shape
+    total = torch.zeros(trees * count, width, dtype=_score_dtype(x), device=x.device)
+    for span in _spans(x.shape[0], CHUNK_SCORES // (trees * count)):
+        block = torch.zeros(nodes[span].shape[:2] + (count,), dtype=total.dtype, device=x.device)
+        block.scatter_(-1, nodes[span], coefficients[span])
+        total.addmm_(block.flatten(1).t(), x[span].to(total.dtype))
+    result.copy_(total.view(trees, count, width))
+
+
+def _sum_scores_per_node(rows: Tensor, grad_scores: Tensor, grad_bias: Tensor) -> None:
+    """grad_bias[row] = sum of the scores' gradients of the tokens that visit the row."""
+    ordered, order = torch.sort(rows.flatten(), stable=True)
+    grad_bias.view(-1).index_put_((ordered.long(),), grad_scores.flatten()[order], accumulate=True)

@@ -1,0 +1,113 @@
+"""PathFFF, the fast feedforward layer of arXiv 2311.10770 as a module. Not how it is computed (kernels)."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from fff.activations import activation_named
+from fff.kernels import check, choose
+from fff.reference import PathResult, path_fff
+from fff.topology import nodes_in_tree, path_length, trained_neurons, used_neurons
+
+
+class PathFFF(nn.Module):
+    """Trees of neurons of which a token visits one path each: depth + 1 of 2^(depth+1) - 1 nodes.
+
+    y = sum over trees and path nodes i of act(s_i) * w_out[i], with the score s_i = w_in[i] . x + b_in[i]; a token goes
+    right if s_i > 0 and left otherwise (arXiv 2311.10770, section 2.1). Shapes: (..., d_in) -> (..., d_out).
+
+    Args:
+        depth: decisions on a path; 0 is a layer of `trees` ordinary neurons.
+        trees: parallel trees, whose outputs are summed.
+        bias: whether nodes have an input bias. There is no output bias.
+        activation: gelu, gelu_tanh, relu, silu, tanh or identity.
+        execution: "masked" computes all nodes and zeroes those off the path (the authors' training form),
+            "conditional" the path nodes alone, forward and backward; "auto" takes what is faster. Same results.
+        provider: who computes it, see fff.kernels; "auto" takes the fastest available.
+
+    Parameters: w_in (trees, nodes, d_in), b_in (trees, nodes) or None, w_out (trees, nodes, d_out), heap order.
+
+    Raises:
+        ValueError: a size below its minimum, an unknown name, or execution and provider contradict each other.
+    """
+
+    def __init__(
+        self,
+        d_in: int,
+        d_out: int,
+        depth: int,
+        trees: int = 1,
+        *,
+        bias: bool = True,
+        activation: str = "gelu",
+        execution: str = "auto",
+        provider: str = "auto",
+    ) -> None:
+        super().__init__()
+        for name, value, least in (("d_in", d_in, 1), ("d_out", d_out, 1), ("depth", depth, 0), ("trees", trees, 1)):
+            if value < least:
+                raise ValueError(f"{name}={value} is too small; it must be {least} or more")
+        activation_named(activation)
+        check(execution, provider)
+        self.d_in, self.d_out, self.depth, self.trees = d_in, d_out, depth, trees
+        self.activation, self.execution, self.provider = activation, execution, provider
+        nodes = nodes_in_tree(depth)
+        self.w_in = nn.Parameter(torch.empty(trees, nodes, d_in))
+        self.b_in = nn.Parameter(torch.empty(trees, nodes)) if bias else None
+        self.w_out = nn.Parameter(torch.empty(trees, nodes, d_out))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The layer's own initialisation in the authors' code: U(+-1/sqrt(d_in)) in, U(+-1/sqrt((depth+1) trees)) out."""
+        bound = 1 / math.sqrt(self.d_in)
+        nn.init.uniform_(self.w_in, -bound, bound)
+        if self.b_in is not None:
+            nn.init.uniform_(self.b_in, -bound, bound)
+        bound = 1 / math.sqrt(used_neurons(self.trees, self.depth))
+        nn.init.uniform_(self.w_out, -bound, bound)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer: (..., d_in) -> (..., d_out), in x's dtype or autocast's.
+
+        Raises:
+            ValueError: x has another last dimension, dtype or device than the weights.
+        """
+        x, w_in, b_in, w_out = self._operands(x)
+        chosen = choose(self.execution, self.provider, x.device, x.dtype, self.trees, self.depth)
+        y = chosen.function(x.reshape(-1, self.d_in), w_in, b_in, w_out, self.activation)
+        return y.view(*x.shape[:-1], self.d_out)
+
+    @torch.no_grad()
+    def path(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Visited nodes and their scores, both (..., trees, depth + 1): int64 in heap order, and floats."""
+        x, w_in, b_in, w_out = self._operands(x)
+        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+        bias = b_in.to(wide) if b_in is not None else None
+        flat = x.reshape(-1, self.d_in).to(wide)
+        result: PathResult = path_fff(flat, w_in.to(wide), bias, w_out.to(wide), self.activation)
+        shape = (*x.shape[:-1], self.trees, path_length(self.depth))
+        return result.nodes.view(shape), result.scores.view(shape)
+
+    def _operands(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        """Input and weights in the dtype of the computation: autocast's as for nn.Linear, else their own."""
+        if x.shape[-1] != self.d_in:
+            raise ValueError(f"the input's last dimension is {x.shape[-1]}, but the layer has d_in={self.d_in}")
+        if x.device != self.w_in.device:
+            raise ValueError(f"the input is on {x.device}, but the layer's weights are on {self.w_in.device}")
+        if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+            dtype = torch.get_autocast_dtype(x.device.type)
+        elif x.dtype == self.w_in.dtype:
+            return x, self.w_in, self.b_in, self.w_out
+        else:
+            raise ValueError(f"the input is {x.dtype}, but the layer's weights are {self.w_in.dtype}; convert one of them")
+        bias = self.b_in.to(dtype) if self.b_in is not None else None
+        return x.to(dtype), self.w_in.to(dtype), bias, self.w_out.to(dtype)
+
+    def extra_repr(self) -> str:
+        """Sizes and choices, for print."""
+        neurons = f"{used_neurons(self.trees, self.depth)} of {trained_neurons(self.trees, self.depth)} neurons"
+        return (
+            f"{self.d_in}, {self.d_out}, depth={self.depth}, trees={self.trees} ({neurons}), bias={self.b_in is not None}, "
+            f"activation={self.activation}, execution={self.execution}, provider={self.provider}"
+        )

@@ -1,0 +1,17 @@
+"""Finetune and score a pretrained model: `python scripts/glue.py experiment=quickstart glue=mini`. See configs/glue."""
+
+import sys
+
+from cramming.config import entry
+from cramming.glue.evaluate import evaluate_run
+from cramming.roots import GlueRoot
+
+
+@entry("glue")
+def main(root: GlueRoot) -> None:
+    if evaluate_run(root):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,14 @@
+"""Pretrain a crammed BERT: `python scripts/pretrain.py experiment=quickstart seed=0 any.key=value`. See configs/."""
+
+from cramming.config import entry
+from cramming.roots import PretrainRoot
+from cramming.train.pretrain import pretrain
+
+
+@entry("pretrain")
+def main(root: PretrainRoot) -> None:
+    pretrain(root)
+
+
+if __name__ == "__main__":
+    main()

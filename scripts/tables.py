@@ -1,0 +1,17 @@
+"""Make results/tables from results/runs and results/paper.yaml: `python scripts/tables.py`. See cramming/report."""
+
+from pathlib import Path
+
+from cramming.config import entry
+from cramming.report.tables import write_tables
+from cramming.roots import TablesRoot
+
+
+@entry("tables")
+def main(root: TablesRoot) -> None:
+    for path in write_tables(Path(root.results_dir)):
+        print(f"written    {path}")
+
+
+if __name__ == "__main__":
+    main()
