@@ -26,7 +26,12 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
         single="$A <sep>", pair="<cls> $A <sep> $B <sep>", special_tokens=[("<cls>", 4), ("<sep>", 5)]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=raw, pad_token="<pad>", unk_token="<unk>", cls_token="<cls>", sep_token="<sep>", mask_token="<mask>"
+        tokenizer_object=raw,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        cls_token="<cls>",
+        sep_token="<sep>",
+        mask_token="<mask>",
     )
 
 
@@ -42,6 +47,7 @@ def tiny_run(folder: Path, layers: int = 1) -> Path:
         max_position_embeddings=32,
         ffn={"kind": "path", "trees": 1, "depth": 2},
         classifier_size=32,
+        initializer_range=0.15,  # so small a model does not leave the plateau from 0.02 in a few steps
     )
     CrammedForMaskedLM(config).save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
@@ -51,7 +57,11 @@ def tiny_run(folder: Path, layers: int = 1) -> Path:
         "ffn": "1x2",
         "group": "abc123",
         "data_fingerprint": "tokens",
-        "config": {"model": {"layers": layers, "hidden_size": 32}, "train": {"budget_steps": 0}, "data": {"files": ["x"]}},
+        "config": {
+            "model": {"layers": layers, "hidden_size": 32},
+            "train": {"budget_steps": 0},
+            "data": {"files": ["x"]},
+        },
     }
     (folder / "record.json").write_text(json.dumps(record))
     return folder

@@ -97,8 +97,8 @@ class DocsSource:
         total = sum(path.stat().st_size for _, path in files)
         joined = DocumentJoiner()
         with (
-            tqdm(desc="docstrings", total=total, unit="B", unit_scale=True, file=sys.stderr) as bar,
-            worker_pool(self.workers, warnings.simplefilter, ("ignore",)) as pool,
+            tqdm(desc="docstrings", total=total, unit="B", unit_scale=True, file=sys.stderr, mininterval=0.5) as bar,
+            worker_pool(self.workers) as pool,
         ):
             for modules, size in in_order(pool, read_modules, tasks, 4 * self.workers):
                 for package, found in modules:
@@ -143,7 +143,9 @@ def module_paragraphs(code: bytes) -> list[str]:
     if len(code) > MAX_FILE_BYTES or not TRIPLE_QUOTED.search(code):
         return []
     try:
-        tree = ast.parse(code)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tree = ast.parse(code)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return []
     return [paragraph for docstring in docstrings(tree) for paragraph in paragraphs(docstring)]

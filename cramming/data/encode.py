@@ -1,4 +1,4 @@
-"""Documents to packed ids: held-out split, tokenizer training, encoding in worker processes. Not for folders or keys."""
+"""Documents to packed ids: held-out split, tokenizer training, encoding in workers. Not for folders or keys."""
 
 import sys
 from collections.abc import Iterator
@@ -88,8 +88,9 @@ def make_tokenizer(config: DataConfig, source: Source, split: Split) -> Tokenize
     """The given tokenizer, or one trained on a fixed sample of the training documents."""
     if config.tokenizer is not None:
         return load_tokenizer(Path(config.tokenizer).expanduser(), config.vocab_size)
-    sample = (text for text in source.documents(config.tokenizer_megabytes) if not split.holds_out(text))
-    bar = tqdm(sample, desc="tokenizer", unit=" documents", file=sys.stderr)
+    megabytes = min(config.tokenizer_megabytes, config.max_megabytes or config.tokenizer_megabytes)
+    sample = (text for text in source.documents(megabytes) if not split.holds_out(text))
+    bar = tqdm(sample, desc="tokenizer", unit=" documents", file=sys.stderr, mininterval=0.5)
     return train_tokenizer(bar, config.vocab_size)
 
 
@@ -112,7 +113,9 @@ def encode_corpus(config: DataConfig, source: Source, folder: Path, tokenizer_fo
             built.counts.documents += 0 if encoded.held_out else encoded.kept
             text_bytes += encoded.text_bytes
             elapsed = max(1e-9, bar.format_dict["elapsed"])
-            bar.set_postfix_str(f"{text_bytes / 1e6:.0f} MB of text, {text_bytes / 1e6 / elapsed:.1f} MB/s")
+            bar.set_postfix_str(
+                f"{text_bytes / 1e6:.0f} MB of text, {text_bytes / 1e6 / elapsed:.1f} MB/s", refresh=False
+            )
     return built
 
 

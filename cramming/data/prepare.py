@@ -150,7 +150,8 @@ def refuse_unusable(config: DataConfig, built: Built) -> None:
     if not built.valid.sequences:
         raise UserError(
             f"data: the held-out text ({counts.documents_held_out} documents) gives less than one sequence of "
-            f"data.seq_len={config.seq_len} tokens; raise data.valid_share={config.valid_share} or give data.valid_files."
+            f"data.seq_len={config.seq_len} tokens; "
+            f"raise data.valid_share={config.valid_share} or give data.valid_files."
         )
 
 

@@ -48,9 +48,14 @@ CODE = re.compile(r"[=<>{}|\\$@^~*#`\[\]&]|::|->|%[a-z]|\w\(|[\"'],|__|\.\.(?!\.
 FIRST = re.compile(r"^[\"'(]?[A-Z]")
 CASED = re.compile(r"[a-z][A-Z]|_|\w\.\w|[A-Z]{5}")
 # The commonest function words: text of other languages, word lists and code have few of them.
-FUNCTION_WORDS = frozenset(
-    ["the", "a", "an", "of", "to", "in", "is", "are", "be", "been", "was", "were", "for", "and", "or", "that", "this", "these", "those", "it", "its", "if", "with", "as", "by", "on", "from", "at", "not", "which", "when", "who", "whose", "has", "have", "had", "can", "could", "will", "would", "should", "may", "might", "must", "do", "does", "into", "than", "then", "all", "any", "each", "every", "only", "but", "you", "your", "we", "our", "they", "their", "he", "she", "his", "her", "there", "here", "no", "nor", "other", "same", "so", "such", "how", "what", "where", "while", "because", "between", "both", "more", "most", "some", "one", "over", "under", "after", "before", "also", "about", "out", "up", "i"]
+FUNCTION_WORD_LIST = (
+    "the a an of to in is are be been was were for and or that this these those it its if with as by on "
+    "from at not which when who whose has have had can could will would should may might must do does "
+    "into than then all any each every only but you your we our they their he she his her there here no "
+    "nor other same so such how what where while because between both more most some one over under after "
+    "before also about out up i"
 )
+FUNCTION_WORDS = frozenset(FUNCTION_WORD_LIST.split())
 
 
 def paragraphs(docstring: str) -> list[str]:

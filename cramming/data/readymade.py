@@ -2,6 +2,7 @@
 
 import json
 import sys
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def copy_readymade(config: DataConfig, folder: Path, tokenizer_folder: Path) -> 
     built = Built(train, valid, Counts())
     limit = None if config.max_megabytes is None else config.max_megabytes * 1e6
     waiting: list[list[int]] = []
-    with tqdm(desc="copy", unit="B", unit_scale=True, file=sys.stderr) as bar:
+    with tqdm(desc="copy", unit="B", unit_scale=True, file=sys.stderr, mininterval=0.5) as bar:
         for row in rows(dataset):
             waiting.append(row)
             if len(waiting) == ROWS_PER_WRITE:
@@ -54,8 +55,6 @@ def copy_readymade(config: DataConfig, folder: Path, tokenizer_folder: Path) -> 
 
 def add_rows(config: DataConfig, built: Built, tokenizer: Tokenizer, block: np.ndarray) -> int:
     """Write sequences (n, seq_len) to their split; bytes taken."""
-    from hashlib import blake2b
-
     shares = np.array([fraction(blake2b(row.tobytes(), digest_size=8).digest()) for row in block])
     held_out, counts = block[shares < config.valid_share], built.counts
     room = int(config.valid_max_megabytes * 1e6 / max(1, block[0].nbytes)) - counts.documents_held_out

@@ -87,8 +87,9 @@ def fingerprint(manifest: dict[str, Any]) -> str:
     files = {
         name: entry["sha256"] for name, entry in manifest["files"].items() if not name.endswith("tokenizer_config.json")
     }
-    parts = ("format_version", "seq_len", "vocab_size", "order", "shards", "counts", "source")
-    return short_hash({"files": files, **{part: manifest[part] for part in parts}}, 16)
+    source = {name: value for name, value in manifest["source"].items() if name != "environment"}
+    parts = {part: manifest[part] for part in ("format_version", "seq_len", "vocab_size", "order", "shards", "counts")}
+    return short_hash({"files": files, "source": source, **parts}, 16)
 
 
 def open_prepared(folder: Path) -> PreparedData:

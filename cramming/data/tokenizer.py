@@ -124,7 +124,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, seq_len: int) -> None:
 
 
 def load_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
-    """Read `folder`/tokenizer.json; UserError when it is missing or does not fit `data.vocab_size` or the special ids."""
+    """Read `folder`/tokenizer.json; UserError when it is missing, or its size or special ids do not fit."""
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise UserError(f"data.tokenizer: {path} is missing; give a folder that save_pretrained wrote, or null.")

@@ -25,8 +25,14 @@ def worker_count(workers: int) -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def no_setup() -> None:
+    """For workers without a state."""
+
+
 @contextmanager
-def worker_pool(workers: int, setup: Callable[..., None], arguments: tuple[Any, ...] = ()) -> Iterator[Executor]:
+def worker_pool(
+    workers: int, setup: Callable[..., None] = no_setup, arguments: tuple[Any, ...] = ()
+) -> Iterator[Executor]:
     """A pool whose processes ran `setup(*arguments)`; with one worker the calls run in this process.
 
     UserError when a worker dies. Workers end with this process, even when it is killed.

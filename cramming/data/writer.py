@@ -1,11 +1,10 @@
 """Token shards as they are written: packing to sequences, counting, ordering by length. Not for reading them."""
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import IO
 
 import numpy as np
-
-from cramming.data.shards import TokenShards
 
 SHARD_BYTES = 256 << 20
 SORT_BLOCK_TOKENS = 8 << 20
@@ -51,7 +50,7 @@ class ShardWriter:
                 self.open_next()
             part, rows = rows[: self.rows_left], rows[self.rows_left :]
             assert self.file is not None
-            self.file.write(np.ascontiguousarray(part))
+            self.file.write(part.tobytes())
             self.rows_left -= len(part)
             self.shards[-1]["sequences"] = int(self.shards[-1]["sequences"]) + len(part)
 
@@ -77,22 +76,18 @@ class ShardWriter:
         """
         self.close()
         places = np.concatenate([[0], np.cumsum(self.letter_counts)[:-1]])
-        unsorted = [self.folder / f"unsorted-{shard['file']}" for shard in self.shards]
-        targets = [self.folder / str(shard["file"]) for shard in self.shards]
-        for path, target in zip(unsorted, targets, strict=True):
-            target.rename(path)
-        files = [open(path, "wb") for path in targets]  # noqa: SIM115 - closed below
-        try:
-            source = TokenShards(unsorted, [int(s["sequences"]) for s in self.shards], self.seq_len, self.dtype)
-            step = max(1, SORT_BLOCK_TOKENS // self.seq_len)
-            for start in range(0, len(source), step):
-                block = source.take(np.arange(start, min(start + step, len(source))))
-                self.place(block.astype(self.dtype), places, files)
-        finally:
-            for file in files:
-                file.close()
-        for path in unsorted:
-            path.unlink()
+        names = [self.folder / str(shard["file"]) for shard in self.shards]
+        unsorted = [name.with_suffix(".unsorted") for name in names]
+        for name, old in zip(names, unsorted, strict=True):
+            name.rename(old)
+        block_tokens = max(1, SORT_BLOCK_TOKENS // self.seq_len) * self.seq_len
+        with ExitStack() as stack:
+            files: list[IO[bytes]] = [stack.enter_context(open(name, "wb")) for name in names]
+            for old in unsorted:
+                with open(old, "rb") as file:
+                    while (block := np.fromfile(file, self.dtype, block_tokens)).size:
+                        self.place(block.reshape(-1, self.seq_len), places, files)
+                old.unlink()
 
     def place(self, block: np.ndarray, places: np.ndarray, files: list[IO[bytes]]) -> None:
         """Write a block's sequences to their places and move the places on."""

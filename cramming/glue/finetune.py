@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -44,6 +45,7 @@ def make_accelerator(precision: str) -> Accelerator:
     """The one accelerator of a run; UserError when the precision needs a GPU or several processes were started."""
     if precision == "fp16" and not torch.cuda.is_available():
         raise UserError("glue.precision is fp16, which needs a GPU; use bf16 or fp32.")
+    AcceleratorState._reset_state()  # a process may run several configurations, each with its own precision
     accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision)
     if accelerator.num_processes > 1:
         raise UserError(

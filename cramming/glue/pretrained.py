@@ -1,5 +1,7 @@
 """The checkpoint that is finetuned: found, checked, loaded with a fresh head. Not how it was trained."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,21 +94,18 @@ def load_classifier(pretrained: Pretrained, task: Task, dropout: float) -> PreTr
 
     UserError when weights of the encoder are missing or of another shape than its configuration says.
     """
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # it would warn of the fresh head, which is meant
     try:
-        model, report = AutoModelForSequenceClassification.from_pretrained(
-            pretrained.folder,
-            num_labels=1 if task.regression else len(task.labels),
-            problem_type="regression" if task.regression else "single_label_classification",
-            hidden_dropout_prob=dropout,
-            classifier_dropout=dropout,
-            output_loading_info=True,
-        )
+        with quiet_loading():
+            model, report = AutoModelForSequenceClassification.from_pretrained(
+                pretrained.folder,
+                num_labels=1 if task.regression else len(task.labels),
+                problem_type="regression" if task.regression else "single_label_classification",
+                hidden_dropout_prob=dropout,
+                classifier_dropout=dropout,
+                output_loading_info=True,
+            )
     except (RuntimeError, ValueError, OSError) as error:
         raise UserError(f"{pretrained.folder}: the weights do not fit config.json ({first_line(error)}).") from error
-    finally:
-        transformers_logging.set_verbosity(verbosity)
     missing = sorted(key for key in report["missing_keys"] if key.startswith(f"{model.base_model_prefix}."))
     if missing:
         raise UserError(
@@ -114,6 +113,20 @@ def load_classifier(pretrained: Pretrained, task: Task, dropout: float) -> PreTr
             "is of another architecture."
         )
     return model.float()
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Without transformers' warning of the fresh head, which is meant, and its bar for every seed."""
+    verbosity, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bar:
+            transformers_logging.enable_progress_bar()
 
 
 def first_line(error: Exception) -> str:
