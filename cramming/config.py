@@ -1,10 +1,10 @@
 """Where Hydra ends: YAML and overrides -> frozen dataclasses. One page; the rooms never see a DictConfig.
 
-    group        dataclass                            read by
-    data         cramming.data.config.DataConfig      cramming.data.prepare
-    model, ffn   cramming.model.config.ModelConfig, FFNConfig   cramming.train.pretrain.build_model
-    train, wandb cramming.train.config.TrainConfig, WandbConfig cramming.train
-    glue         cramming.glue.config.GlueConfig      cramming.glue.finetune
+group        dataclass                            read by
+data         cramming.data.config.DataConfig      cramming.data.prepare
+model, ffn   cramming.model.config.ModelConfig, FFNConfig   cramming.train.pretrain.build_model
+train, wandb cramming.train.config.TrainConfig, WandbConfig cramming.train
+glue         cramming.glue.config.GlueConfig      cramming.glue.finetune
 """
 
 import errno
@@ -43,8 +43,8 @@ def thawed(cls: type) -> type:
     members: list[Any] = []
     for item in fields(cls):
         kind = _thawed_type(hints[item.name])
-        if is_dataclass(kind):
-            members.append((item.name, kind, field(default_factory=kind)))  # type: ignore[arg-type]
+        if is_dataclass(kind) and isinstance(kind, type):
+            members.append((item.name, kind, field(default_factory=kind)))
         elif item.default_factory is not MISSING:
             members.append((item.name, kind, field(default_factory=item.default_factory)))
         else:
@@ -73,7 +73,7 @@ def _build(cls: type, values: Any) -> Any:
         if is_dataclass(kind) and isinstance(kind, type):
             value = _build(kind, value)
         elif typing.get_origin(kind) is list and is_dataclass(typing.get_args(kind)[0]):
-            value = [_build(typing.get_args(kind)[0], item) for item in value]  # type: ignore[arg-type]
+            value = [_build(typing.get_args(kind)[0], item) for item in value]
         built[name] = value
     return cls(**built)
 
@@ -96,7 +96,10 @@ def entry(name: str) -> Callable[[Callable[[Any], None]], Callable[[], None]]:
             except OSError as error:
                 if error.errno != errno.ENOSPC:
                     raise
-                print(f"error: the disk is full ({error.filename}); free some space and run the same command.", file=sys.stderr)
+                print(
+                    f"error: the disk is full ({error.filename}); free some space and run the same command.",
+                    file=sys.stderr,
+                )
                 failed.append("disk full")
             if failed and HydraConfig.get().mode != RunMode.MULTIRUN:
                 sys.exit(2)

@@ -43,7 +43,9 @@ class PretrainRoot:
     def _essence(self) -> dict[str, Any]:
         values = {key: asdict(self)[key] for key in ("experiment", "data", "model", "ffn", "train")}
         return {
-            key: {k: v for k, v in value.items() if k not in COSMETIC.get(key, ())} if isinstance(value, dict) else value
+            key: {k: v for k, v in value.items() if k not in COSMETIC.get(key, ())}
+            if isinstance(value, dict)
+            else value
             for key, value in values.items()
         }
 

@@ -59,7 +59,7 @@ class PathFFF(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """The layer's own initialisation in the authors' code: U(+-1/sqrt(d_in)) in, U(+-1/sqrt((depth+1) trees)) out."""
+        """The authors' layer initialisation: U(+-1/sqrt(d_in)) in, U(+-1/sqrt((depth + 1) trees)) out."""
         bound = 1 / math.sqrt(self.d_in)
         nn.init.uniform_(self.w_in, -bound, bound)
         if self.b_in is not None:
@@ -100,7 +100,9 @@ class PathFFF(nn.Module):
         elif x.dtype == self.w_in.dtype:
             return x, self.w_in, self.b_in, self.w_out
         else:
-            raise ValueError(f"the input is {x.dtype}, but the layer's weights are {self.w_in.dtype}; convert one of them")
+            raise ValueError(
+                f"the input is {x.dtype}, but the layer's weights are {self.w_in.dtype}; convert one of them"
+            )
         bias = self.b_in.to(dtype) if self.b_in is not None else None
         return x.to(dtype), self.w_in.to(dtype), bias, self.w_out.to(dtype)
 
@@ -108,6 +110,6 @@ class PathFFF(nn.Module):
         """Sizes and choices, for print."""
         neurons = f"{used_neurons(self.trees, self.depth)} of {trained_neurons(self.trees, self.depth)} neurons"
         return (
-            f"{self.d_in}, {self.d_out}, depth={self.depth}, trees={self.trees} ({neurons}), bias={self.b_in is not None}, "
-            f"activation={self.activation}, execution={self.execution}, provider={self.provider}"
+            f"{self.d_in}, {self.d_out}, depth={self.depth}, trees={self.trees} ({neurons})"
+            f", bias={self.b_in is not None}, activation={self.activation}, execution={self.execution}, provider={self.provider}"
         )

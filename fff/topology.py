@@ -66,7 +66,7 @@ def child(node: Tensor, score: Tensor) -> Tensor:
 
 def walk(scores: Tensor, levels: int) -> Tensor:
     """Path (..., levels) int64 through the scores (..., m) of the first m >= 2 ** levels - 1 nodes of a tree."""
-    node = torch.zeros(scores.shape[:-1] + (1,), dtype=torch.int64, device=scores.device)
+    node = torch.zeros((*scores.shape[:-1], 1), dtype=torch.int64, device=scores.device)
     path = [node]
     for _ in range(levels - 1):
         node = child(node, scores.gather(-1, node))

@@ -190,7 +190,8 @@ def test_legacy_warmup_takes_the_first_tasks_steps_for_all(suite, tmp_path):
         (lambda model: change(model, vocab_size=40), "tokenizer has 22 tokens, the model 40"),
         (lambda model: change(model, num_hidden_layers=2), "lacks"),
         (lambda model: change(model, hidden_size=64), "do not fit"),
-        (lambda model: change(model, ffn={"kind": "dense", "width": 16}), "lacks"),
+        (lambda model: change(model, ffn={"kind": "dense", "width": 16, "activation": "gelu"}), "lacks"),
+        (lambda model: change(model, ffn={"kind": "dense"}), "do not fit"),
         (lambda model: change(model, max_position_embeddings=8), "glue.max_length"),
     ],
 )

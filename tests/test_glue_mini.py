@@ -105,8 +105,9 @@ def test_word_overlap_is_what_counting_gives_and_spreads(made):
     for first, second, label in zip(split.first, split.second, split.labels, strict=True):
         a, b = ({word.strip(".").lower() for word in text.split()} for text in (first, second))
         assert label == pytest.approx(5 * len(a & b) / len(a | b), abs=1e-5)
-    counts = np.histogram(split.labels, bins=5, range=(0, 5))[0]
-    assert counts.min() > 0.05 * len(split)
+    # The made-up sentences share their frame of seven words, so that no pair overlaps by less than a fifth.
+    counts = np.histogram(split.labels, bins=4, range=(1, 5))[0]
+    assert counts.min() > 0.1 * len(split)
 
 
 def test_overlap_by_hand():

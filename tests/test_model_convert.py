@@ -50,11 +50,16 @@ def formulas(state: dict[str, torch.Tensor], tokens: torch.Tensor, trees: int, d
         for j in range(0, H, 2):
             angle = p * math.exp(-j * math.log(10000.0) / H)
             position[p, j], position[p, j + 1] = math.sin(angle), math.cos(angle)
-    x = w["encoder.embedding.word_embedding.weight"][tokens] + w["encoder.embedding.pos_embedding.scale_factor"] * position
+    x = (
+        w["encoder.embedding.word_embedding.weight"][tokens]
+        + w["encoder.embedding.pos_embedding.scale_factor"] * position
+    )
     x = norm(x, "encoder.embedding.norm")
     for i in range(LAYERS):
         p = f"encoder.layers.{i}."
-        qkv = (norm(x, p + "norm1") @ w[p + "attn.self_attention.query_key_value.weight"].T).view(*x.shape[:2], HEADS, 3, -1)
+        qkv = (norm(x, p + "norm1") @ w[p + "attn.self_attention.query_key_value.weight"].T).view(
+            *x.shape[:2], HEADS, 3, -1
+        )
         q, k, v = (qkv[..., j, :].transpose(1, 2) for j in range(3))
         mixed = ((q @ k.mT) * w[p + "attn.self_attention.norm_factor"]).softmax(-1) @ v
         x = x + mixed.transpose(1, 2).reshape(x.shape) @ w[p + "attn.dense.weight"].T

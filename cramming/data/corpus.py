@@ -128,9 +128,7 @@ def read_documents(path: Path, text_field: str, advance: Advance = no_progress) 
     readers = {".txt": read_txt, ".jsonl": read_jsonl, ".parquet": read_parquet}
     try:
         for document in readers[kind(path)](path, text_field, advance):
-            document = document.strip()
-            for start in range(0, len(document), MAX_DOCUMENT_CHARACTERS):
-                yield document[start : start + MAX_DOCUMENT_CHARACTERS]
+            yield from filter(None, map(str.strip, cut(document)))
     except DAMAGE as error:
         raise UserError(f"{path} is damaged or not what its name says ({error}); get it again.") from None
 
@@ -142,11 +140,19 @@ def read_txt(path: Path, _: str, advance: Advance) -> Iterator[str]:
         pieces = EMPTY_LINES.split(rest + block)
         rest = pieces.pop()
         yield from pieces
-        if len(rest) > MAX_DOCUMENT_CHARACTERS:
-            end = rest.rfind("\n") + 1 or len(rest)
-            yield rest[:end]
-            rest = rest[end:]
+        *full, rest = cut(rest)
+        yield from full
     yield rest
+
+
+def cut(document: str) -> list[str]:
+    """The document in pieces of at most MAX_DOCUMENT_CHARACTERS, cut at line ends where there are some."""
+    pieces = []
+    while len(document) > MAX_DOCUMENT_CHARACTERS:
+        end = document.rfind("\n", 0, MAX_DOCUMENT_CHARACTERS) + 1 or MAX_DOCUMENT_CHARACTERS
+        pieces.append(document[:end])
+        document = document[end:]
+    return [*pieces, document]
 
 
 def read_jsonl(path: Path, text_field: str, advance: Advance) -> Iterator[str]:

@@ -46,7 +46,7 @@ def default_roots() -> Roots:
 class DocsSource:
     """One document per module: its docstrings' prose in source order; short modules join the next one's.
 
-    Paragraphs that occur before in the corpus (letter case, names and numbers aside) are left out.
+    Paragraphs that occur before in the corpus (names and numbers aside) are left out.
     """
 
     def __init__(self, workers: int, roots: Roots | None = None) -> None:

@@ -1,5 +1,7 @@
 """BERT's masking as a pure function of (seed, position in the data). Not the loader."""
 
+from typing import Any
+
 import numpy as np
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -13,10 +15,10 @@ def hash_uniform(seed: int, stream: int, counters: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):
         key = _mix(np.uint64(seed & (2**64 - 1)) + _GOLDEN * np.uint64(stream + 1))
         bits = _mix(_mix(counters.astype(np.uint64) * _GOLDEN + key) ^ key)
-    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return np.asarray(bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def _mix(z: np.ndarray | np.uint64) -> np.ndarray | np.uint64:
+def _mix(z: Any) -> Any:
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
@@ -36,7 +38,7 @@ def mask_tokens(
     Returns:
         inputs (n, S), masked positions (n, K) ascending, labels (n, K), all int64.
     """
-    n, length = sequences.shape
+    length = sequences.shape[1]
     count = max(1, round(rate * length))
     counters = positions[:, None] * length + np.arange(length)
     order = np.argpartition(hash_uniform(seed, 0, counters), count - 1, axis=1)

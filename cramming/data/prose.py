@@ -143,10 +143,14 @@ class BlockReader:
             # A single short line above deeper text is the name of a parameter.
             self.current = []
             self.start(text, indent)
-        elif indent == self.indent and (entry := GOOGLE_ENTRY.match(text)) and (entry[1] or "_" in entry[0]):
+        elif indent == self.indent and (entry := GOOGLE_ENTRY.match(text)) and self.can_end(entry):
             self.start(text[entry.end() :], indent)
         else:
             self.current.append(text)
+
+    def can_end(self, entry: re.Match[str]) -> bool:
+        """Whether what looks like a field's name is one: it has a type or an underscore, or a sentence ended before."""
+        return bool(entry[1]) or "_" in entry[0] or self.current[-1].endswith(".")
 
     def start(self, text: str, indent: int) -> None:
         """End the current block and begin one."""

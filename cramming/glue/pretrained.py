@@ -104,7 +104,7 @@ def load_classifier(pretrained: Pretrained, task: Task, dropout: float) -> PreTr
                 classifier_dropout=dropout,
                 output_loading_info=True,
             )
-    except (RuntimeError, ValueError, OSError) as error:
+    except (RuntimeError, ValueError, KeyError, TypeError, OSError) as error:
         raise UserError(f"{pretrained.folder}: the weights do not fit config.json ({first_line(error)}).") from error
     missing = sorted(key for key in report["missing_keys"] if key.startswith(f"{model.base_model_prefix}."))
     if missing:

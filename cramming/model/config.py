@@ -62,9 +62,13 @@ class FFNConfig:
 
     def _check_dense(self) -> None:
         if self.width is None or self.width < 1:
-            raise UserError(f"ffn.width is {self.width}; a dense layer needs its number of neurons, e.g. ffn.width=3072.")
+            raise UserError(
+                f"ffn.width is {self.width}; a dense layer needs its number of neurons, e.g. ffn.width=3072."
+            )
         if self.activation not in DENSE_ACTIVATIONS:
-            raise UserError(f"ffn.activation is {self.activation!r}; dense takes one of {', '.join(DENSE_ACTIVATIONS)}.")
+            raise UserError(
+                f"ffn.activation is {self.activation!r}; dense takes one of {', '.join(DENSE_ACTIVATIONS)}."
+            )
         if self.activation == "gated_gelu" and self.width % 2:
             raise UserError(f"ffn.width is {self.width}; gated_gelu halves it, so it must be even.")
         for key in ("depth", "trees", "neurons"):

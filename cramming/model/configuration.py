@@ -52,6 +52,7 @@ class CrammedConfig(PreTrainedConfig):
         self.classifier_size = classifier_size
         self.classifier_dropout = classifier_dropout
         self.sparse_prediction = sparse_prediction
-        super().__init__(pad_token_id=pad_token_id, tie_word_embeddings=tie_word_embeddings, **kwargs)
+        kwargs |= {"pad_token_id": pad_token_id, "tie_word_embeddings": tie_word_embeddings}
+        super().__init__(**kwargs)
         # Some releases reset these to the base class's defaults while they read kwargs.
         self.pad_token_id, self.tie_word_embeddings = pad_token_id, tie_word_embeddings

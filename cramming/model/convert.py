@@ -28,7 +28,9 @@ RENAMED = {
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
-def convert(state: dict[str, Tensor], *, trees: int = 1, heads: int | None = None, seq_len: int = 128) -> CrammedForMaskedLM:
+def convert(
+    state: dict[str, Tensor], *, trees: int = 1, heads: int | None = None, seq_len: int = 128
+) -> CrammedForMaskedLM:
     """Build our model from the authors' state dict.
 
     Their query_key_value rows are interleaved per head (heads, 3, head size); ours are all queries, keys, values. With
@@ -109,7 +111,9 @@ def _depth(rows: int, trees: int) -> int:
             raise ValueError(f"{rows} rows are no multiple of {trees}")
         return depth_of(rows // trees)
     except ValueError as error:
-        raise UserError(f"trees={trees} does not fit the {rows} nodes of a layer ({error}); give the right --trees.") from None
+        raise UserError(
+            f"trees={trees} does not fit the {rows} nodes of a layer ({error}); give the right --trees."
+        ) from None
 
 
 def _layer(state: dict[str, Tensor], number: int, trees: int, heads: int) -> dict[str, Tensor]:

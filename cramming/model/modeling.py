@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput, SequenceClassifierOutput
@@ -20,7 +20,7 @@ IGNORED = -100  # label of a position without a prediction, as everywhere in tra
 
 
 def sinusoid_table(length: int, width: int) -> torch.Tensor:
-    """Sinusoidal positions (length, width): sine at even columns, cosine at odd ones (arXiv 1706.03762, section 3.5)."""
+    """Sinusoidal positions (length, width): sine at even columns, cosine at odd (arXiv 1706.03762, section 3.5)."""
     frequencies = torch.exp(torch.arange(0, width, 2) * (-math.log(10000.0) / width))
     angles = torch.arange(length)[:, None] * frequencies
     return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)
@@ -28,6 +28,8 @@ def sinusoid_table(length: int, width: int) -> torch.Tensor:
 
 class CrammedEmbedding(nn.Module):
     """Word embedding + learned scale x sinusoidal positions, normalised. (B, S) -> (B, S, H)."""
+
+    positions: torch.Tensor
 
     def __init__(self, config: CrammedConfig) -> None:
         super().__init__()
@@ -39,6 +41,7 @@ class CrammedEmbedding(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
+        """Embed tokens (B, S), or add positions to given vectors (B, S, H)."""
         x = self.words(input_ids) if inputs_embeds is None else inputs_embeds
         length = x.shape[1]
         if length > self.positions.shape[0]:
@@ -60,6 +63,7 @@ class CrammedAttention(nn.Module):
         self.out = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """Mix the tokens of x (B, S, H)."""
         B, S, H = x.shape
         q, k, v = self.qkv(x).view(B, S, 3, -1, self.head_dim).permute(2, 0, 3, 1, 4)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
@@ -90,8 +94,9 @@ class CrammedBlock(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """Apply both branches to x (B, S, H)."""
         x = x + self.dropout(self.attention(self.attention_norm(x), mask))
-        if self.ffn is not None:
+        if self.ffn is not None and self.ffn_norm is not None:
             x = x + self.dropout(self.ffn(self.ffn_norm(x)))
         return x
 
@@ -104,7 +109,7 @@ class CrammedPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
-    _no_split_modules = ("CrammedBlock",)
+    _no_split_modules = ["CrammedBlock"]  # noqa: RUF012 (read by transformers)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -112,7 +117,7 @@ class CrammedPreTrainedModel(PreTrainedModel):
         std = self.config.initializer_range
         if isinstance(module, nn.Linear | nn.Embedding):
             init.normal_(module.weight, mean=0.0, std=std)
-            if getattr(module, "bias", None) is not None:
+            if isinstance(module, nn.Linear) and module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
@@ -125,7 +130,7 @@ class CrammedPreTrainedModel(PreTrainedModel):
         elif isinstance(module, CrammedEmbedding):
             init.constant_(module.position_scale, self.config.hidden_size**-0.5)
             # Models are built on the meta device before loading, and this table is in no checkpoint.
-            init.copy_(module.positions, sinusoid_table(*module.positions.shape))
+            init.copy_(module.positions, sinusoid_table(module.positions.shape[0], module.positions.shape[1]))
 
 
 class CrammedModel(CrammedPreTrainedModel):
@@ -144,7 +149,7 @@ class CrammedModel(CrammedPreTrainedModel):
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the word embedding."""
-        self.embedding.words = value
+        self.embedding.words = value  # type: ignore[assignment]
 
     def forward(
         self,
@@ -196,7 +201,7 @@ class CrammedForMaskedLM(CrammedPreTrainedModel):
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         """Replace the decoder."""
-        self.decoder = new_embeddings
+        self.decoder = new_embeddings  # type: ignore[assignment]
 
     def forward(
         self,
@@ -242,11 +247,11 @@ class CrammedForSequenceClassification(CrammedPreTrainedModel):
 
     def __init__(self, config: CrammedConfig) -> None:
         super().__init__(config)
-        self.num_labels = config.num_labels
+        self.num_labels = int(config.num_labels or 1)
         self.model = CrammedModel(config)
         self.pooler = nn.Linear(config.hidden_size, config.classifier_size)
         self.dropout = nn.Dropout(config.classifier_dropout)
-        self.classifier = nn.Linear(config.classifier_size, config.num_labels)
+        self.classifier = nn.Linear(config.classifier_size, self.num_labels)
         self.post_init()
 
     def forward(
@@ -284,5 +289,5 @@ class CrammedForSequenceClassification(CrammedPreTrainedModel):
         return nn.functional.cross_entropy(logits, labels.view(-1))
 
 
-def _wants_dict(config: CrammedConfig, return_dict: bool | None) -> bool:
+def _wants_dict(config: PreTrainedConfig, return_dict: bool | None) -> bool:
     return bool(getattr(config, "return_dict", True) if return_dict is None else return_dict)

@@ -75,7 +75,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class WandbConfig:
-    """Mirror of metrics.jsonl at Weights & Biases. "auto" is online when WANDB_API_KEY is set, and offline otherwise."""
+    """Mirror of metrics.jsonl at Weights & Biases. "auto" is online when WANDB_API_KEY is set, else offline."""
 
     mode: str = "auto"
     project: str = "fff-cramming"

@@ -52,8 +52,8 @@ class FiniteGuard(Hook):
         broken = [n for n, p in named if p.grad is not None and not bool(torch.isfinite(p.grad).all())]
         cause = f"gradients not finite in {', '.join(broken[:3])}" if broken else "all gradients are finite"
         raise Diverged(
-            f"The loss is {step.loss.item()} at step {trainer.state.step} (train.lr now {step.lr:.2e}; {cause}). The last "
-            "checkpoint is kept. Lower train.lr or train.clip, or choose train.precision=fp32."
+            f"The loss is {step.loss.item()} at step {trainer.state.step} (train.lr now {step.lr:.2e}; {cause}). "
+            "The last checkpoint is kept. Lower train.lr or train.clip, or choose train.precision=fp32."
         )
 
 

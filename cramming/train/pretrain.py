@@ -1,13 +1,13 @@
 """One pretraining run: folder, data, model, trainer, record. Not the loop (loop.py) nor its hooks."""
 
 import contextlib
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from torch import nn
 
@@ -15,11 +15,12 @@ from cramming.data.loader import Masker, MicrobatchLoader, SequenceOrder
 from cramming.data.prepare import prepare
 from cramming.data.shards import PreparedData
 from cramming.errors import UserError
-from cramming.files import commit_folder, locked, read_json, write_json
+from cramming.files import locked, read_json, write_json
 from cramming.model import CrammedConfig, CrammedForMaskedLM
 from cramming.report.record import write_record
 from cramming.roots import PretrainRoot
 from cramming.train.checkpoint import Checkpoints, TrainState
+from cramming.train.finish import export, history_metrics, print_examples, print_summary
 from cramming.train.hooks import (
     Bar,
     Checkpoint,
@@ -88,6 +89,7 @@ def make_accelerator(root: PretrainRoot) -> Accelerator:
     precision = root.train.precision
     if precision == "fp16" and not torch.cuda.is_available():
         raise UserError("train.precision is fp16, which needs a GPU; choose train.precision=bf16 or fp32.")
+    AcceleratorState._reset_state()  # a sweep's runs share a process and may differ in precision
     return Accelerator(mixed_precision="no" if precision == "fp32" else precision, cpu=not torch.cuda.is_available())
 
 
@@ -117,7 +119,7 @@ class Run:
 
     def __init__(self, root: PretrainRoot, folder: RunFolder, accelerator: Accelerator, data: PreparedData) -> None:
         self.root, self.folder, self.accelerator, self.data = root, folder, accelerator, data
-        self.mask_id = data.tokenizer().convert_tokens_to_ids(MASK_TOKEN)
+        self.mask_id = int(data.tokenizer().get_vocab()[MASK_TOKEN])
         config = root.train
         identity = {"configuration": root.identity, "data": data.fingerprint}
         self.checkpoints = Checkpoints(folder.path / "checkpoints", identity, keep=config.keep_checkpoints)
@@ -147,7 +149,9 @@ class Run:
             self._announce(state)
             wandb_run = self._wandb()
             bar = Bar()
-            history = History(self.folder.history, validate, [bar.show, *([wandb_mirror(wandb_run)] if wandb_run else [])])
+            history = History(
+                self.folder.history, validate, [bar.show, *([wandb_mirror(wandb_run)] if wandb_run else [])]
+            )
             hooks[2:2] = [bar, history]
         trainer = Trainer(config, accelerator, model, self.model, optimiser, loader, state, hooks)
         try:
@@ -161,8 +165,8 @@ class Run:
                 wandb_run.finish()
         if trainer.stop_reason is not None:
             raise UserError(
-                f"Stopped by {trainer.stop_reason} at step {state.step} ({state.progress:.1%} of the budget); the checkpoint "
-                f"is in {self.checkpoints.folder}. The same command continues from it."
+                f"Stopped by {trainer.stop_reason} at step {state.step} ({state.progress:.1%} of the budget); the "
+                f"checkpoint is in {self.checkpoints.folder}. The same command continues from it."
             )
         if accelerator.is_main_process:
             self._finish(state)
@@ -205,26 +209,17 @@ class Run:
 
     def _announce(self, state: TrainState) -> None:
         root, config = self.root, self.root.train
-        budget = next(f"{getattr(config, k):,} {k[7:]}" for k in ("budget_tokens", "budget_steps", "budget_hours") if getattr(config, k))
+        budget = next(
+            f"{getattr(config, k):,} {k[7:]}"
+            for k in ("budget_tokens", "budget_steps", "budget_hours")
+            if getattr(config, k)
+        )
         print(f"run        {root.run_name}" + (f" (continues at step {state.step})" if state.step else ""))
         print(f"data       {self.data.folder} ({len(self.data.train):,} sequences of {self.data.seq_len} tokens)")
-        print(f"model      {root.model.layers} layers x {root.model.hidden_size}, ffn {root.ffn.tag}, {self.parameters:,} parameters")
+        size = f"{root.model.layers} layers x {root.model.hidden_size}"
+        print(f"model      {size}, ffn {root.ffn.tag}, {self.parameters:,} parameters")
         print(f"budget     {budget}, batch {config.batch} x {self.data.seq_len}, lr {config.lr:g}, seed {root.seed}")
-        print(f"unigram    {self.unigram:.4f} nats (loss of guessing by frequency on the validation tokens)", flush=True)
-
-    def _metrics(self) -> dict[str, float]:
-        """Results from the history: the truth also for a run that was resumed."""
-        rows = read_history(self.folder.history)
-        valid = [row for row in rows if "valid/loss" in row]
-        metrics = {"unigram_loss": self.unigram}
-        if valid:
-            metrics |= {"valid_loss": valid[-1]["valid/loss"], "valid_accuracy": valid[-1]["valid/accuracy"]}
-        if rows:
-            tail = [row["train/loss"] for row in rows[-max(1, len(rows) // 20) :]]
-            metrics |= {"train_loss": sum(tail) / len(tail), "hours": rows[-1]["budget/hours"]}
-            rates = sorted(row["train/tokens_per_s"] for row in rows)
-            metrics["train_tokens_per_s"] = rates[len(rates) // 2]
-        return metrics
+        print(f"unigram    {self.unigram:.4f} nats (guessing by frequency on the validation tokens)", flush=True)
 
     def _record(self, state: TrainState, status: str, extra: dict[str, Any]) -> Path | None:
         if not self.accelerator.is_main_process:
@@ -244,7 +239,7 @@ class Run:
                 "valid_sequences": len(self.validation),
                 "parameters": self.parameters,
             },
-            metrics=self._metrics(),
+            metrics=history_metrics(read_history(self.folder.history), self.unigram),
             extra={"experiment": root.experiment, "ffn": root.ffn.tag, "group": root.group, **extra},
         )
 
@@ -252,43 +247,12 @@ class Run:
         export(self.model, self.data, self.folder.model)
         record = self._record(state, "finished", {})
         assert record is not None
-        write_json(self.folder.record, read_json(record))
-        metrics = self._metrics()
+        content = read_json(record)
+        write_json(self.folder.record, content)
         print_examples(self.model, self.data, self.root.data.examples)
-        gain = metrics["unigram_loss"] - metrics["valid_loss"]
-        print(f"\nvalidation loss    {metrics['valid_loss']:.4f} nats, accuracy {metrics['valid_accuracy']:.2%}")
-        print(f"unigram baseline   {metrics['unigram_loss']:.4f} nats ({gain:+.4f} below it)")
-        print(f"tokens             {state.tokens:,} in {state.step:,} steps, {metrics['train_tokens_per_s']:,.0f} tokens/s")
-        print(f"model              {self.folder.model}\nhistory            {self.folder.history}\nrecord             {record}")
-        print(f"next               make glue EXP={self.root.experiment} (same TREES=, DEPTH=, SEED= and ARGS=)", flush=True)
+        print_summary(content, model=self.folder.model, history=self.folder.history, record=record)
 
 
 def wandb_mirror(run: Any) -> Any:
     """A mirror for History that logs rows to a W&B run."""
     return lambda step, row: run.log({key: value for key, value in row.items() if key != "step"}, step=step)
-
-
-def export(model: CrammedForMaskedLM, data: PreparedData, folder: Path) -> None:
-    """Save weights, configuration, code and tokenizer as transformers reads them; complete or absent.
-
-    Who computes the layers is a matter of the machine, so execution and provider go back to "auto".
-    """
-    beside = folder.with_name(f".{folder.name}")
-    shutil.rmtree(beside, ignore_errors=True)
-    chosen = model.config.ffn
-    model.config.ffn = {k: "auto" if k in ("execution", "provider") else v for k, v in chosen.items()}
-    model.save_pretrained(beside)
-    model.config.ffn = chosen
-    data.tokenizer().save_pretrained(beside)
-    commit_folder(beside, folder)
-
-
-def print_examples(model: CrammedForMaskedLM, data: PreparedData, examples: list[str]) -> None:
-    """Print what the model puts for <mask> in a few sentences."""
-    from transformers import pipeline  # slow to import, and needed at the end only
-
-    fill = pipeline("fill-mask", model=model.eval().cpu().float(), tokenizer=data.tokenizer(), device="cpu")
-    for text in examples:
-        guesses = ", ".join(f"{g['token_str']} {g['score']:.0%}" for g in fill(text, top_k=5))
-        print(f"\n  {text}\n    -> {guesses}")
-

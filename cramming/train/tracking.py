@@ -23,7 +23,7 @@ def open_wandb(config: WandbConfig, *, name: str, folder: Path, settings: dict[s
     has_key = bool(os.environ.get("WANDB_API_KEY"))
     if config.mode == "online" and not has_key:
         raise UserError("wandb.mode is online and WANDB_API_KEY is not set; set it, or choose wandb=offline.")
-    mode = "online" if config.mode == "online" or (config.mode == "auto" and has_key) else "offline"
+    mode: Any = "online" if config.mode == "online" or (config.mode == "auto" and has_key) else "offline"
     folder.mkdir(parents=True, exist_ok=True)
     return wandb.init(
         project=config.project,

@@ -50,7 +50,7 @@ class Validation:
         return {"loss": total[0] / total[2], "accuracy": total[1] / total[2]}
 
     def unigram_loss(self) -> float:
-        """Cross-entropy (nats) of the same masked tokens under the training text's token frequencies, add-one smoothed."""
+        """Cross-entropy (nats) of the same masked tokens under the training tokens' frequencies, add-one smoothed."""
         counts = self.data.unigram_counts().astype(np.float64) + 1.0
         log_p = np.log(counts / counts.sum())
         labels = np.concatenate([b.labels.numpy().ravel() for b in self.batches()])

@@ -66,8 +66,8 @@ def check(execution: str, provider: str) -> None:
         raise ValueError(f"provider={provider!r} is unknown; allowed: auto, {', '.join(PROVIDERS)}")
     if provider != "auto" and execution not in ("auto", PROVIDERS[provider].execution):
         raise ValueError(
-            f"provider={provider!r} computes {PROVIDERS[provider].execution}, but execution={execution!r} was asked for; "
-            "leave one of them at 'auto'"
+            f"provider={provider!r} computes {PROVIDERS[provider].execution}, but execution={execution!r} was asked "
+            "for; leave one of them at 'auto'"
         )
 
 

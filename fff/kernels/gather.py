@@ -72,14 +72,14 @@ def _(
     return torch.empty_like(x), torch.empty_like(w_in), w_in.new_empty(w_in.shape[:2]), torch.empty_like(w_out)
 
 
-def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+def _setup_context(ctx, inputs, output) -> None:
     x, w_in, b_in, w_out, ctx.activation = inputs
     ctx.has_bias = b_in is not None
     ctx.save_for_backward(x, w_in, w_out, *output[1:])
     ctx.set_materialize_grads(False)
 
 
-def _backward_formula(ctx, grad, *_):  # type: ignore[no-untyped-def]
+def _backward_formula(ctx, grad, *_):
     if grad is None:
         return None, None, None, None, None
     grad_x, grad_in, grad_bias, grad_out = _backward(grad, *ctx.saved_tensors, ctx.activation)
@@ -159,7 +159,7 @@ def _row_dots(x: Tensor, w: Tensor, rows: Tensor) -> Tensor:
 
 def _dots(x: Tensor, w: Tensor, rows: Tensor) -> Tensor:
     """x[n] . w[path nodes of n] as (N, T, L): the top levels from a dense product, the others gathered."""
-    trees, node_count, _ = w.shape
+    node_count = w.shape[1]
     dense, count = _dense_levels(rows.shape[-1])
     result = torch.empty(rows.shape, dtype=_score_dtype(x), device=x.device)
     top = rows[..., :dense].long() % node_count
@@ -182,7 +182,7 @@ def _sum_per_node(rows: Tensor, jobs: tuple[tuple[Tensor, Tensor, Tensor], ...])
 
     Tokens are sorted by node, so each sum has one fixed order: no atomics, the same bits on every run.
     """
-    tokens, trees, levels = rows.shape
+    trees, levels = rows.shape[1:]
     node_count = jobs[0][2].shape[1]
     dense, count = _dense_levels(levels)
     top = rows[..., :dense].long() % node_count
@@ -205,7 +205,7 @@ def _sum_densely(nodes: Tensor, coefficients: Tensor, x: Tensor, result: Tensor)
     trees, count, width = result.shape
     total = torch.zeros(trees * count, width, dtype=_score_dtype(x), device=x.device)
     for span in _spans(x.shape[0], CHUNK_SCORES // (trees * count)):
-        block = torch.zeros(nodes[span].shape[:2] + (count,), dtype=total.dtype, device=x.device)
+        block = torch.zeros((*nodes[span].shape[:2], count), dtype=total.dtype, device=x.device)
         block.scatter_(-1, nodes[span], coefficients[span])
         total.addmm_(block.flatten(1).t(), x[span].to(total.dtype))
     result.copy_(total.view(trees, count, width))

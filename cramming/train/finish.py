@@ -1,0 +1,64 @@
+"""The end of a pretraining run: results, exported model, examples, summary. Not the run itself (pretrain.py)."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from cramming.data.shards import PreparedData
+from cramming.files import commit_folder
+from cramming.model import CrammedForMaskedLM
+
+
+def history_metrics(rows: list[dict[str, Any]], unigram_loss: float) -> dict[str, float]:
+    """A run's results from the rows of its metrics.jsonl, which are right also for a run that was resumed.
+
+    Losses in nats per masked token; `train_loss` is the mean over the last twentieth, `train_tokens_per_s` the median.
+    """
+    metrics = {"unigram_loss": unigram_loss}
+    if valid := [row for row in rows if "valid/loss" in row]:
+        metrics |= {"valid_loss": valid[-1]["valid/loss"], "valid_accuracy": valid[-1]["valid/accuracy"]}
+    if rows:
+        tail = [row["train/loss"] for row in rows[-max(1, len(rows) // 20) :]]
+        rates = sorted(row["train/tokens_per_s"] for row in rows)
+        metrics |= {
+            "train_loss": sum(tail) / len(tail),
+            "train_tokens_per_s": rates[len(rates) // 2],
+            "hours": rows[-1]["budget/hours"],
+        }
+    return metrics
+
+
+def export(model: CrammedForMaskedLM, data: PreparedData, folder: Path) -> None:
+    """Save weights, configuration, code and tokenizer as transformers reads them; complete or absent.
+
+    Who computes the layers is a matter of the machine, so execution and provider go back to "auto".
+    """
+    beside = folder.with_name(f".{folder.name}")
+    shutil.rmtree(beside, ignore_errors=True)
+    chosen = model.config.ffn
+    model.config.ffn = {k: "auto" if k in ("execution", "provider") else v for k, v in chosen.items()}
+    model.save_pretrained(beside)
+    model.config.ffn = chosen
+    data.tokenizer().save_pretrained(beside)
+    commit_folder(beside, folder)
+
+
+def print_examples(model: CrammedForMaskedLM, data: PreparedData, examples: list[str]) -> None:
+    """Print what the model puts for <mask> in a few sentences."""
+    from transformers import pipeline  # slow to import, and needed at the end only
+
+    fill = pipeline("fill-mask", model=model.eval().cpu().float(), tokenizer=data.tokenizer(), device="cpu")
+    for text in examples:
+        guesses = ", ".join(f"{guess['token_str']} {guess['score']:.0%}" for guess in fill(text, top_k=5))
+        print(f"\n  {text}\n    -> {guesses}")
+
+
+def print_summary(content: dict[str, Any], *, model: Path, history: Path, record: Path) -> None:
+    """Print the results of a finished run's record, what was written where, and the next command."""
+    metrics, samples = content["metrics"], content["samples"]
+    gain, rate = metrics["unigram_loss"] - metrics["valid_loss"], metrics["train_tokens_per_s"]
+    print(f"\nvalidation loss    {metrics['valid_loss']:.4f} nats, accuracy {metrics['valid_accuracy']:.2%}")
+    print(f"unigram baseline   {metrics['unigram_loss']:.4f} nats ({gain:.4f} above the model)")
+    print(f"tokens             {samples['train_tokens']:,} in {samples['train_steps']:,} steps, {rate:,.0f} tokens/s")
+    print(f"model              {model}\nhistory            {history}\nrecord             {record}")
+    print(f"next               make glue EXP={content['experiment']} (same TREES=, DEPTH=, SEED=, ARGS=)", flush=True)

@@ -1,0 +1,22 @@
+"""Prepare text for pretraining: `python scripts/prepare.py data=docs`. See configs/data and cramming/data."""
+
+from pathlib import Path
+
+from cramming.config import entry
+from cramming.data.prepare import prepare
+from cramming.roots import PrepareRoot
+
+
+@entry("prepare")
+def main(root: PrepareRoot) -> None:
+    data = prepare(root.data, Path(root.output_dir))
+    counts = data.manifest["counts"]
+    held_out = f"{counts['documents_held_out']:,} held out"
+    print(f"documents  {counts['documents']:,} ({counts['bytes'] / 1e6:.1f} MB), {held_out}")
+    print(f"tokens     {counts['train_tokens']:,} in sequences of {data.seq_len}, vocabulary {data.vocab_size:,}")
+    print(f"written    {data.folder} (fingerprint {data.fingerprint})")
+    print("next       make pretrain, with the same data settings")
+
+
+if __name__ == "__main__":
+    main()

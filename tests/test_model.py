@@ -1,0 +1,169 @@
+"""The native classes: sparse prediction, padding, round trips, pipeline, Trainer."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import write_text
+from transformers import AutoModelForMaskedLM, Trainer, TrainingArguments, pipeline
+
+from cramming.data.config import DataConfig
+from cramming.data.prepare import prepare
+from cramming.model import CrammedConfig, CrammedForMaskedLM, CrammedForSequenceClassification
+from fff import PathFFF
+
+FFNS = {
+    "path": {"kind": "path", "trees": 2, "depth": 3},
+    "dense": {"kind": "dense", "width": 48, "activation": "gelu"},
+    "gated": {"kind": "dense", "width": 48, "activation": "gated_gelu"},
+    "none": {"kind": "none"},
+}
+
+
+def config(ffn: str = "path", **changes) -> CrammedConfig:
+    settings = {"vocab_size": 80, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return CrammedConfig(**settings | {"max_position_embeddings": 16, "ffn": FFNS[ffn], **changes})
+
+
+def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(7, 80, (3, 16), generator=generator)
+    positions = torch.rand(3, 16, generator=generator).argsort(1)[:, :4].sort(1).values
+    return tokens, positions, tokens.gather(1, positions)
+
+
+@pytest.mark.parametrize("ffn", FFNS)
+def test_sparse_prediction_has_the_full_loss_and_gradients(ffn: str) -> None:
+    torch.manual_seed(0)
+    model = CrammedForMaskedLM(config(ffn))
+    tokens, positions, chosen = batch()
+    labels = torch.full_like(tokens, -100).scatter(1, positions, chosen)
+    model.eval()
+    full = model(input_ids=tokens, labels=labels)
+    assert full.logits.shape == (3, 16, 80)
+    forms = [model(input_ids=tokens, masked_positions=positions, labels=chosen)]
+    model.train()
+    forms.append(model(input_ids=tokens, labels=labels))
+    assert forms[1].logits.shape == (12, 80)
+    expected = torch.autograd.grad(full.loss, list(model.parameters()))
+    for form in forms:
+        torch.testing.assert_close(form.loss, full.loss)
+        for ours, theirs in zip(torch.autograd.grad(form.loss, list(model.parameters())), expected, strict=True):
+            torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_padding_changes_nothing(attention: str) -> None:
+    torch.manual_seed(0)
+    model = CrammedForMaskedLM._from_config(config(), attn_implementation=attention).eval()
+    tokens = batch()[0][:, :10]
+    alone = model(input_ids=tokens).logits
+    padded = torch.nn.functional.pad(tokens, (0, 6))
+    mask = torch.nn.functional.pad(torch.ones_like(tokens), (0, 6))
+    together = model(input_ids=padded, attention_mask=mask).logits[:, :10]
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
+
+
+def test_initialisation_is_the_published_models() -> None:
+    torch.manual_seed(0)
+    model = CrammedForMaskedLM(config(hidden_size=128))
+    (layer,) = [m for m in model.model.blocks[0].modules() if isinstance(m, PathFFF)]
+    assert layer.w_in.std().item() == pytest.approx(0.02, rel=0.05)
+    assert layer.w_out.std().item() == pytest.approx(0.02, rel=0.05)
+    assert not layer.b_in.any()
+    assert model.model.embedding.position_scale.item() == pytest.approx(128**-0.5)
+    assert model.decoder.weight is model.model.embedding.words.weight
+
+
+@pytest.mark.parametrize("ffn", FFNS)
+def test_save_and_load_round_trip(ffn: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = CrammedForMaskedLM(config(ffn)).eval()
+    with torch.no_grad():
+        model.model.embedding.position_scale.fill_(0.7)
+    model.save_pretrained(tmp_path)
+    again = AutoModelForMaskedLM.from_pretrained(tmp_path).eval()
+    tokens = batch()[0]
+    assert torch.equal(again(input_ids=tokens).logits, model(input_ids=tokens).logits)
+
+
+def test_a_plain_auto_model_loads_a_saved_folder(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = CrammedForMaskedLM(config()).eval()
+    model.save_pretrained(tmp_path / "saved")
+    code = (
+        "import sys, torch\nfrom transformers import AutoModelForMaskedLM\n"
+        f"model = AutoModelForMaskedLM.from_pretrained({str(tmp_path / 'saved')!r}, trust_remote_code=True)\n"
+        "assert 'cramming' not in sys.modules\n"
+        "print(model(input_ids=torch.arange(16)[None]).logits.double().sum().item())"
+    )
+    environment = {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    expected = model(input_ids=torch.arange(16)[None]).logits.double().sum().item()
+    assert float(done.stdout) == pytest.approx(expected, abs=1e-3)
+
+
+def test_classification_and_regression_losses() -> None:
+    torch.manual_seed(0)
+    tokens = batch()[0]
+    model = CrammedForSequenceClassification(config(num_labels=3)).eval()
+    output = model(input_ids=tokens, labels=torch.tensor([0, 1, 2]))
+    expected = torch.nn.functional.cross_entropy(output.logits, torch.tensor([0, 1, 2]))
+    torch.testing.assert_close(output.loss, expected)
+    model = CrammedForSequenceClassification(config(num_labels=1)).eval()
+    target = torch.tensor([0.5, 2.0, 5.0])
+    output = model(input_ids=tokens, labels=target)
+    torch.testing.assert_close(output.loss, (output.logits[:, 0] - target).square().mean())
+
+
+def test_fill_mask_pipeline_and_hf_trainer(tmp_path: Path) -> None:
+    write_text(tmp_path / "text.txt")
+    files = [str(tmp_path / "text.txt")]
+    data = prepare(
+        DataConfig(name="t", source="text", files=files, valid_share=0.2, vocab_size=80, seq_len=32, workers=1),
+        tmp_path,
+    )
+    torch.manual_seed(0)
+    model = CrammedForMaskedLM(config(max_position_embeddings=32))
+    sequences = torch.from_numpy(data.train.take(torch.arange(64).numpy()))
+    rows = [{"input_ids": row, "labels": torch.where(torch.arange(32) % 4 == 0, row, -100)} for row in sequences]
+    arguments = TrainingArguments(
+        str(tmp_path / "hf"), max_steps=30, learning_rate=5e-3, report_to=[], use_cpu=True, disable_tqdm=True
+    )
+    trainer = Trainer(model=model, args=arguments, train_dataset=rows, eval_dataset=rows)
+    before = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] < before - 0.5
+    fill = pipeline("fill-mask", model=model.eval(), tokenizer=data.tokenizer())
+    guesses = fill("the cat sees the <mask> near the tree.", top_k=3)
+    assert len({guess["token_str"] for guess in guesses}) == 3
+    assert sum(guess["score"] for guess in guesses) <= 1
+
+
+def test_too_long_and_missing_inputs_are_refused() -> None:
+    model = CrammedForMaskedLM(config())
+    with pytest.raises(ValueError, match="17 tokens"):
+        model(input_ids=torch.zeros(1, 17, dtype=torch.long))
+    with pytest.raises(ValueError, match="exactly one"):
+        model()
+    with pytest.raises(ValueError, match="does not divide"):
+        config(num_attention_heads=5)
+
+
+def test_masked_equals_gather_in_the_model() -> None:
+    torch.manual_seed(0)
+    masked = CrammedForMaskedLM(config(ffn="path"))
+    masked.config.ffn = FFNS["path"]
+    tokens, positions, chosen = batch()
+    losses = []
+    for provider in ("masked", "gather"):
+        for module in masked.modules():
+            if isinstance(module, PathFFF):
+                module.provider = provider
+        loss = masked(input_ids=tokens, masked_positions=positions, labels=chosen).loss
+        losses.append((loss, *torch.autograd.grad(loss, list(masked.parameters()))))
+    for ours, theirs in zip(*losses, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-4)

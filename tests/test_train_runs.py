@@ -1,0 +1,189 @@
+"""Whole tiny runs: kill and resume, two processes, stops, divergence, damaged checkpoints."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import tiny_root
+
+from cramming.errors import UserError
+from cramming.train import loop
+from cramming.train.checkpoint import Checkpoints
+from cramming.train.config import TrainConfig, WandbConfig
+from cramming.train.hooks import Diverged, read_history
+from cramming.train.pretrain import pretrain
+
+TINY = Path(__file__).with_name("tiny.py")
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def run(folder: Path, *settings: str, processes: int = 1) -> subprocess.CompletedProcess[str]:
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    command = [*launcher, str(TINY), str(folder), *settings]
+    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+
+
+def history(folder: Path) -> list[dict]:
+    (path,) = (folder / "outputs" / "runs").glob("*/metrics.jsonl")
+    rows = read_history(path)
+    timed = ("train/tokens_per_s", "budget/hours")
+    return [{key: value for key, value in row.items() if key not in timed} for row in rows]
+
+
+def model_file(folder: Path) -> Path:
+    (path,) = (folder / "outputs" / "runs").glob("*/model/model.safetensors")
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    done = run(folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_a_killed_run_goes_on_bit_for_bit(whole: Path, tmp_path: Path) -> None:
+    killed = run(tmp_path, "kill_at=8")
+    assert killed.returncode == -signal.SIGKILL
+    assert not list(tmp_path.glob("results/runs/*.json"))
+    assert len(history(tmp_path)) == 8  # the last checkpoint is of step 6: two rows will be written again
+    done = run(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "continues at step 6" in done.stdout
+    assert history(tmp_path) == history(whole)
+    ours, theirs = load_file(model_file(tmp_path)), load_file(model_file(whole))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_two_processes_follow_one(whole: Path, tmp_path: Path) -> None:
+    done = run(tmp_path, "microbatch=4", processes=2)
+    assert done.returncode == 0, done.stderr
+    ones, twos = history(whole), history(tmp_path)
+    assert [(row["step"], row["train/batch"]) for row in twos] == [(row["step"], row["train/batch"]) for row in ones]
+    for one, two in zip(ones, twos, strict=True):
+        assert two["train/loss"] == pytest.approx(one["train/loss"], abs=2e-4)
+
+
+def test_the_record_and_the_exported_model(whole: Path) -> None:
+    (path,) = whole.glob("results/runs/*.json")
+    record = json.loads(path.read_text())
+    assert record["status"] == "finished"
+    assert record["samples"]["train_steps"] == 12
+    assert record["metrics"]["valid_loss"] == history(whole)[-1]["valid/loss"]
+    assert record["ffn"] == "2x3"
+    config = json.loads((model_file(whole).parent / "config.json").read_text())
+    assert config["ffn"]["provider"] == "auto"
+    assert (model_file(whole).parent / "tokenizer.json").exists()
+
+
+def test_training_learns(tmp_path: Path) -> None:
+    root = tiny_root(tmp_path, budget_steps=500, microbatch=16, batch_ramp=0.0, lr=6e-3, log_steps=10)
+    pretrain(replace(root, model=replace(root.model, hidden_size=64, heads=4)))
+    (path,) = tmp_path.glob("results/runs/*.json")
+    record = json.loads(path.read_text())
+    assert record["metrics"]["valid_loss"] < record["metrics"]["unigram_loss"] - 0.4
+
+
+def test_a_finished_run_is_recognised(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = model_file(whole).stat().st_mtime_ns
+    pretrain(tiny_root(whole))
+    assert "finished already" in capsys.readouterr().out
+    assert model_file(whole).stat().st_mtime_ns == before
+
+
+def test_sigterm_leaves_a_checkpoint_and_the_run_continues(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = loop.Trainer.step
+
+    def signalled(self: loop.Trainer) -> loop.Step:
+        if self.state.step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Trainer, "step", signalled)
+        with pytest.raises(UserError, match=r"SIGTERM at step 5.*same command continues"):
+            pretrain(tiny_root(tmp_path))
+    root = tiny_root(tmp_path)
+    assert (root.run_folder / "checkpoints" / "step-5").is_dir()
+    pretrain(root)
+    assert [row["step"] for row in history(tmp_path)] == list(range(1, 13))
+
+
+def test_a_non_finite_loss_stops_the_run_and_keeps_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = loop.Trainer.step
+
+    def poisoned(self: loop.Trainer) -> loop.Step:
+        if self.state.step == 7:
+            with torch.no_grad():
+                self.raw_model.model.blocks[0].ffn.w_in.fill_(float("nan"))
+        return step(self)
+
+    monkeypatch.setattr(loop.Trainer, "step", poisoned)
+    root = tiny_root(tmp_path)
+    with pytest.raises(Diverged, match=r"nan at step 8.*gradients not finite in"):
+        pretrain(root)
+    assert sorted(p.name for p in (root.run_folder / "checkpoints").glob("step-*")) == ["step-3", "step-6"]
+    (path,) = tmp_path.glob("results/runs/*.json")
+    assert json.loads(path.read_text())["status"] == "diverged"
+    assert not root.run_folder.joinpath("model").exists()
+
+
+def test_damaged_and_foreign_checkpoints_are_refused(whole: Path, tmp_path: Path) -> None:
+    root = tiny_root(whole)
+    checkpoints = Checkpoints(root.run_folder / "checkpoints", {"configuration": root.identity}, keep=2)
+    newest = checkpoints.list()[-1]
+    assert checkpoints.read(newest).step == 12
+    with pytest.raises(UserError, match="another configuration"):
+        Checkpoints(checkpoints.folder, {"configuration": "other"}, keep=2).read(newest)
+    weights = newest / "model.safetensors"
+    good = weights.read_bytes()
+    weights.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    with pytest.raises(UserError, match=r"model\.safetensors is damaged"):
+        checkpoints.read(newest)
+    weights.unlink()
+    with pytest.raises(UserError, match=r"model\.safetensors is missing"):
+        checkpoints.read(newest)
+    weights.write_bytes(good)
+
+
+def test_wandb_offline_writes_its_run_file(tmp_path: Path) -> None:
+    root = tiny_root(tmp_path, budget_steps=2, checkpoints=1, validations=1)
+    pretrain(replace(root, wandb=WandbConfig(mode="offline")))
+    (log,) = root.run_folder.glob("wandb/offline-run-*/run-*.wandb")
+    assert b"valid/loss" in log.read_bytes()
+
+
+def test_fp16_without_a_gpu_is_refused(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    root = tiny_root(tmp_path)
+    with pytest.raises(UserError, match=r"train\.precision"):
+        pretrain(replace(root, train=replace(root.train, precision="fp16")))
+
+
+def test_bf16_trains(tmp_path: Path) -> None:
+    root = tiny_root(tmp_path, budget_steps=2, checkpoints=1, validations=1)
+    pretrain(replace(root, train=replace(root.train, precision="bf16")))
+    assert history(tmp_path)[-1]["valid/loss"] < 6
+
+
+def test_hours_need_one_budget() -> None:
+    with pytest.raises(UserError, match="exactly one"):
+        TrainConfig(budget_hours=1.0, budget_steps=5)
+    with pytest.raises(UserError, match="exactly one"):
+        TrainConfig()
