@@ -103,13 +103,14 @@ class PathFFF(nn.Module):
             raise ValueError(
                 f"the input is {x.dtype}, but the layer's weights are {self.w_in.dtype}; convert one of them"
             )
-        bias = self.b_in.to(dtype) if self.b_in is not None else None
-        return x.to(dtype), self.w_in.to(dtype), bias, self.w_out.to(dtype)
+        b_in = self.b_in.to(dtype) if self.b_in is not None else None
+        return x.to(dtype), self.w_in.to(dtype), b_in, self.w_out.to(dtype)
 
     def extra_repr(self) -> str:
         """Sizes and choices, for print."""
         neurons = f"{used_neurons(self.trees, self.depth)} of {trained_neurons(self.trees, self.depth)} neurons"
         return (
-            f"{self.d_in}, {self.d_out}, depth={self.depth}, trees={self.trees} ({neurons})"
-            f", bias={self.b_in is not None}, activation={self.activation}, execution={self.execution}, provider={self.provider}"
+            f"{self.d_in}, {self.d_out}, depth={self.depth}, trees={self.trees} ({neurons}), "
+            f"bias={self.b_in is not None}, activation={self.activation}, "
+            f"execution={self.execution}, provider={self.provider}"
         )

@@ -9,7 +9,7 @@ from cramming.errors import UserError
 from cramming.glue.sources import Split, TaskData
 from cramming.glue.tasks import Task
 
-MIN_WORDS, MAX_WORDS = 7, 40
+MIN_WORDS, MAX_WORDS = 7, 24
 DEV_SHARE = 0.2  # of the documents
 MIN_TRAIN, MIN_DEV = 200, 50  # fewer examples than this say nothing
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[\"'(\[]?[A-Z])")
@@ -61,7 +61,7 @@ def split_sentences(document: str) -> list[str]:
 
 
 def keep_once(sentence: str, seen: set[str]) -> str | None:
-    """The sentence if it has 7 to 40 words, ends like a sentence and was not seen before; otherwise None."""
+    """The sentence if it has 7 to 24 words, ends like a sentence and was not seen before; otherwise None."""
     words = re.findall(r"[a-z]+", sentence.lower())
     key = " ".join(words)
     fits = MIN_WORDS <= len(sentence.split()) <= MAX_WORDS and len(words) >= MIN_WORDS and sentence[-1] in ".!?"
