@@ -145,7 +145,7 @@ def test_a_failing_run_is_recorded_and_never_averaged(suite, monkeypatch):
     records = run_suite(made)
     assert [r["status"] for r in records] == ["finished", "failed", "finished"]
     assert records[1]["error"] == "RuntimeError: out of memory"
-    assert "70.0 (50.0-90.0), 2 / 3" in summary(made.config, records)
+    assert "70.0 (50.0–90.0), 2 / 3" in summary(made.config, records)
 
 
 def test_log_is_told_finite_numbers(suite):

@@ -1,5 +1,7 @@
 """The table of tasks and the reader of the official TSV files."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -129,7 +131,10 @@ def test_fingerprint_follows_texts_and_labels_and_limit_is_marked():
     assert len({data().fingerprint(), data(text="c").fingerprint(), data(label=0).fingerprint()}) == 3
     assert limited(data(), None).partial == ""
     short = limited(data(), 1)
-    assert (len(short.train), len(short.dev["dev"]), short.partial) == (1, 2, "first 1 of 2 training examples")
+    assert (len(short.train), len(short.dev["dev"]), short.partial) == (1, 2, "first 1 of 2 examples")
+    assert (
+        limited(replace(data(), partial="train.partial.tsv"), 1).partial == "train.partial.tsv, first 1 of 2 examples"
+    )
 
 
 @pytest.mark.parametrize(

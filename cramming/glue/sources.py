@@ -54,7 +54,8 @@ def limited(data: TaskData, examples: int | None) -> TaskData:
     train = data.train
     second = None if train.second is None else train.second[:examples]
     short = Split(train.first[:examples], second, train.labels[:examples])
-    return replace(data, train=short, partial=f"first {examples} of {len(train)} training examples")
+    reasons = [data.partial] if data.partial else []
+    return replace(data, train=short, partial=", ".join([*reasons, f"first {examples} of {len(train)} examples"]))
 
 
 def load_hub(task: Task) -> TaskData:
