@@ -25,7 +25,7 @@ setup: .venv/.complete  ## environment in .venv, from requirements.lock
 	@touch $@
 
 prepare: setup  ## text -> tokenizer and token shards
-	$(PY) scripts/prepare.py experiment=$(EXP) $(ARGS)
+	$(PY) scripts/prepare.py $(PICK)
 
 pretrain: setup  ## tokens -> pretrained model and record (continues and recognises its own runs)
 	$(PY) scripts/pretrain.py $(PICK)

@@ -23,10 +23,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from cramming.errors import UserError
-from cramming.roots import GlueRoot, PrepareRoot, PretrainRoot, TablesRoot
+from cramming.roots import GlueRoot, PretrainRoot, TablesRoot
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-ROOTS: dict[str, type] = {"prepare": PrepareRoot, "pretrain": PretrainRoot, "glue": GlueRoot, "tables": TablesRoot}
+ROOTS: dict[str, type] = {"pretrain": PretrainRoot, "glue": GlueRoot, "tables": TablesRoot}
 Root = TypeVar("Root")
 
 

@@ -15,14 +15,6 @@ COSMETIC = {"data": ("workers", "examples"), "train": ("keep_checkpoints", "chec
 
 
 @dataclass(frozen=True)
-class PrepareRoot:
-    """`make prepare`."""
-
-    output_dir: str = "outputs"  # prepared data and runs
-    data: DataConfig = field(default_factory=DataConfig)
-
-
-@dataclass(frozen=True)
 class PretrainRoot:
     """`make pretrain`. The run's name follows from the configuration, so the same command finds the same run."""
 

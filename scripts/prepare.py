@@ -1,14 +1,14 @@
-"""Prepare text for pretraining: `python scripts/prepare.py data=docs`. See configs/data and cramming/data."""
+"""Prepare the text of a pretraining run: `python scripts/prepare.py experiment=quickstart`. See configs/data."""
 
 from pathlib import Path
 
 from cramming.config import entry
 from cramming.data.prepare import prepare
-from cramming.roots import PrepareRoot
+from cramming.roots import PretrainRoot
 
 
-@entry("prepare")
-def main(root: PrepareRoot) -> None:
+@entry("pretrain")
+def main(root: PretrainRoot) -> None:
     data = prepare(root.data, Path(root.output_dir))
     counts = data.manifest["counts"]
     held_out = f"{counts['documents_held_out']:,} held out"
