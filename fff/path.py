@@ -91,11 +91,13 @@ class PathFFF(nn.Module):
 
     def _operands(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
         """Input and weights in the dtype of the computation: autocast's as for nn.Linear, else their own."""
-        if x.shape[-1] != self.d_in:
-            raise ValueError(f"the input's last dimension is {x.shape[-1]}, but the layer has d_in={self.d_in}")
+        if x.shape[-1:] != (self.d_in,):
+            found = x.shape[-1] if x.ndim else "missing"
+            raise ValueError(f"the input's last dimension is {found}, but the layer has d_in={self.d_in}")
         if x.device != self.w_in.device:
             raise ValueError(f"the input is on {x.device}, but the layer's weights are on {self.w_in.device}")
-        if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+        kind = x.device.type
+        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
             dtype = torch.get_autocast_dtype(x.device.type)
         elif x.dtype == self.w_in.dtype:
             return x, self.w_in, self.b_in, self.w_out
