@@ -159,14 +159,20 @@ def show(rows: list[dict[str, Any]]) -> None:
         )
 
 
+def cpu_name() -> str:
+    """The processor's model name as the system gives it."""
+    info = Path("/proc/cpuinfo")
+    if not info.exists():
+        return platform.processor() or platform.machine()
+    lines = info.read_text().splitlines()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
 def machine(threads: int) -> dict[str, Any]:
     """What the figures were taken on."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
-        "cpu": model,
+        "cpu": cpu_name(),
         "gpu": gpu,
         "threads": threads,
         "torch": torch.__version__,

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from cramming.accelerator import make_accelerator
 from cramming.errors import UserError
 from cramming.glue.config import GlueConfig
 from cramming.glue.encode import Encoded, encode, evaluation_batches, training_batches
@@ -41,12 +41,9 @@ class EncodedTask:
     warmup: int
 
 
-def make_accelerator(precision: str) -> Accelerator:
+def single_process_accelerator(precision: str) -> Accelerator:
     """The one accelerator of a run; UserError when the precision needs a GPU or several processes were started."""
-    if precision == "fp16" and not torch.cuda.is_available():
-        raise UserError("glue.precision is fp16, which needs a GPU; use bf16 or fp32.")
-    AcceleratorState._reset_state()  # a process may run several configurations, each with its own precision
-    accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision)
+    accelerator = make_accelerator("glue.precision", precision)
     if accelerator.num_processes > 1:
         raise UserError(
             f"GLUE runs in one process, not {accelerator.num_processes}: start scripts/glue.py with plain python, and "

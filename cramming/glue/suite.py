@@ -20,7 +20,7 @@ from cramming.glue.finetune import (
     encode_task,
     epochs_of,
     finetune,
-    make_accelerator,
+    single_process_accelerator,
     steps_of,
 )
 from cramming.glue.mini import load_mini
@@ -58,7 +58,7 @@ def run_suite(suite: Suite) -> list[dict[str, Any]]:
             f"glue.max_length is {config.max_length}; {pretrained.folder} takes {pretrained.max_length} tokens at most."
         )
     tokenizer = load_tokenizer(pretrained)
-    accelerator = make_accelerator(config.precision)
+    accelerator = single_process_accelerator(config.precision)
     tasks = chosen_tasks(config.suite, config.tasks)
     load_classifier(pretrained, tasks[0], config.dropout)  # weights that do not fit must show before the first training
     data = [load_task(suite, task) for task in tqdm(tasks, desc="reading tasks", unit="task", leave=False)]

@@ -11,6 +11,7 @@ import torch
 
 from cramming.errors import UserError
 from cramming.files import read_json, write_json
+from fff.bench import cpu_name
 
 SCHEMA_VERSION = 1
 LIBRARIES = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "evaluate", "hydra-core", "numpy")
@@ -103,15 +104,6 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "system": platform.platform(),
     }
-
-
-def cpu_name() -> str:
-    """The processor's model name as the system gives it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def library_versions() -> dict[str, str]:

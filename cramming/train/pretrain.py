@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from torch import nn
 
+from cramming.accelerator import make_accelerator
 from cramming.data.loader import Masker, MicrobatchLoader, SequenceOrder
 from cramming.data.prepare import prepare
 from cramming.data.shards import PreparedData
@@ -72,7 +72,7 @@ def pretrain(root: PretrainRoot) -> Path:
     if folder.record.exists():
         print(f"{root.run_name} is finished already: {folder.path}")
         return folder.path
-    accelerator = make_accelerator(root)
+    accelerator = make_accelerator("train.precision", root.train.precision, cpu=not torch.cuda.is_available())
     main = accelerator.is_main_process
     busy = f"{folder.path} is being trained by another process; wait for it, or change the seed or the configuration."
     with locked(folder.path / ".lock", wait=False, busy=busy) if main else contextlib.nullcontext():
@@ -82,15 +82,6 @@ def pretrain(root: PretrainRoot) -> Path:
         run.train()
     accelerator.end_training()
     return folder.path
-
-
-def make_accelerator(root: PretrainRoot) -> Accelerator:
-    """The accelerator for the configured precision; UserError when the device cannot do it."""
-    precision = root.train.precision
-    if precision == "fp16" and not torch.cuda.is_available():
-        raise UserError("train.precision is fp16, which needs a GPU; choose train.precision=bf16 or fp32.")
-    AcceleratorState._reset_state()  # a sweep's runs share a process and may differ in precision
-    return Accelerator(mixed_precision="no" if precision == "fp32" else precision, cpu=not torch.cuda.is_available())
 
 
 def build_model(root: PretrainRoot, data: PreparedData) -> CrammedForMaskedLM:
