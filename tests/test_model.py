@@ -1,5 +1,6 @@
 """The native classes: sparse prediction, padding, round trips, pipeline, Trainer."""
 
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from transformers import AutoModelForMaskedLM, Trainer, TrainingArguments, pipel
 from cramming.data.config import DataConfig
 from cramming.data.prepare import prepare
 from cramming.model import CrammedConfig, CrammedForMaskedLM, CrammedForSequenceClassification
+from cramming.model.positions import RotaryPositions, rotate
 from fff import PathFFF
 
 FFNS = {
@@ -77,12 +79,37 @@ def test_initialisation_is_the_published_models() -> None:
     assert model.decoder.weight is model.model.embedding.words.weight
 
 
-@pytest.mark.parametrize("ffn", FFNS)
-def test_save_and_load_round_trip(ffn: str, tmp_path: Path) -> None:
+def test_rotary_scores_depend_on_the_distance_alone() -> None:
+    rotary = RotaryPositions(16, 8, base=100.0)
+    generator = torch.Generator().manual_seed(0)
+    q, k = torch.randn(2, 8, generator=generator).unbind()
+    turned_q, turned_k = (rotate(v.expand(16, 8), rotary(16, torch.float32)) for v in (q, k))
+    scores = turned_q @ turned_k.T
+    torch.testing.assert_close(scores[1:, 1:], scores[:-1, :-1])
+    assert (scores[0] - scores[0, 0]).abs().max() > 0.1
+    torch.testing.assert_close(turned_q.norm(dim=-1), q.norm().expand(16))
+    # Columns 1 and 5 form the second pair, which turns by 100^(-2/8) per token.
+    angle = torch.atan2(turned_k[3, 5], turned_k[3, 1]) - torch.atan2(k[5], k[1])
+    assert torch.remainder(angle, 2 * math.pi).item() == pytest.approx(3 * 100 ** (-2 / 8), abs=1e-5)
+
+
+@pytest.mark.parametrize("positions", ["sinusoidal", "rotary"])
+def test_the_order_of_words_matters(positions: str) -> None:
     torch.manual_seed(0)
-    model = CrammedForMaskedLM(config(ffn)).eval()
+    model = CrammedForMaskedLM(config(positions=positions, initializer_range=0.2)).eval()
+    tokens = batch()[0]
+    swapped = tokens[:, [1, 0, *range(2, 16)]]
+    assert (model(input_ids=tokens).logits - model(input_ids=swapped).logits)[:, 2:].abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("positions", ["sinusoidal", "rotary"])
+@pytest.mark.parametrize("ffn", FFNS)
+def test_save_and_load_round_trip(ffn: str, positions: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = CrammedForMaskedLM(config(ffn, positions=positions)).eval()
     with torch.no_grad():
-        model.model.embedding.position_scale.fill_(0.7)
+        if positions == "sinusoidal":
+            model.model.embedding.position_scale.fill_(0.7)
     model.save_pretrained(tmp_path)
     again = AutoModelForMaskedLM.from_pretrained(tmp_path).eval()
     tokens = batch()[0]
@@ -151,6 +178,8 @@ def test_too_long_and_missing_inputs_are_refused() -> None:
         model()
     with pytest.raises(ValueError, match="does not divide"):
         config(num_attention_heads=5)
+    with pytest.raises(ValueError, match="'sinusoidal' nor 'rotary'"):
+        config(positions="learned")
 
 
 def test_masked_equals_gather_in_the_model() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 from cramming.errors import UserError
 from fff.topology import trees_for_neurons
 
+POSITIONS = ("sinusoidal", "rotary")
 KINDS = ("dense", "none", "path")
 DENSE_ACTIVATIONS = ("gelu", "gated_gelu")
 
@@ -17,6 +18,8 @@ class ModelConfig:
     hidden_size: int = 768
     layers: int = 16
     heads: int = 12
+    positions: str = "sinusoidal"  # added to the embedding as published, or "rotary" (leaves MLM's plateau far sooner)
+    rotary_base: float = 10000.0  # of rotary positions: how slow the slowest rotation is
     norm_eps: float = 1e-12
     init_std: float = 0.02
     sparse_prediction: bool = True  # training computes MLM logits at the masked positions only
@@ -30,8 +33,15 @@ class ModelConfig:
                 f"model.heads is {self.heads}, which does not divide model.hidden_size={self.hidden_size}; "
                 f"choose a divisor, for example model.heads={_nearest_divisor(self.hidden_size, self.heads)}."
             )
+        if self.positions not in POSITIONS:
+            raise UserError(f"model.positions is {self.positions!r}; choose one of {', '.join(POSITIONS)}.")
         if self.hidden_size % 2:
-            raise UserError(f"model.hidden_size is {self.hidden_size}; sinusoidal positions need an even width.")
+            raise UserError(f"model.hidden_size is {self.hidden_size}; positions need an even width.")
+        if self.positions == "rotary" and self.hidden_size // self.heads % 2:
+            raise UserError(
+                f"model.hidden_size / model.heads is {self.hidden_size // self.heads}; rotary positions pair the columns "
+                "of a head, so make it even."
+            )
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,9 @@ class CrammedConfig(PreTrainedConfig):
     Args:
         ffn: the feedforward layer as `cramming.model.ffn.build_ffn` reads it, e.g.
             {"kind": "path", "trees": 1, "depth": 11, "bias": True, "activation": "gelu"}.
+        positions: "sinusoidal" (the published models': added to the embedding, with one learned scale) or "rotary"
+            (queries and keys are turned, arXiv 2104.09864).
+        rotary_base: slowest rotation's wavelength is about 2 pi times this many tokens.
         max_position_embeddings: longest input in tokens.
         hidden_dropout_prob: dropout after the embedding and on each residual branch; 0 in pretraining, 0.1 in
             finetuning.
@@ -27,6 +30,8 @@ class CrammedConfig(PreTrainedConfig):
         num_hidden_layers: int = 16,
         num_attention_heads: int = 12,
         max_position_embeddings: int = 128,
+        positions: str = "sinusoidal",
+        rotary_base: float = 10000.0,
         ffn: dict[str, Any] | None = None,
         layer_norm_eps: float = 1e-12,
         initializer_range: float = 0.02,
@@ -40,11 +45,15 @@ class CrammedConfig(PreTrainedConfig):
     ) -> None:
         if hidden_size % num_attention_heads:
             raise ValueError(f"num_attention_heads={num_attention_heads} does not divide hidden_size={hidden_size}.")
+        if positions not in ("sinusoidal", "rotary"):
+            raise ValueError(f"positions={positions!r} is neither 'sinusoidal' nor 'rotary'.")
         self.vocab_size = vocab_size
         self.hidden_size = hidden_size
         self.num_hidden_layers = num_hidden_layers
         self.num_attention_heads = num_attention_heads
         self.max_position_embeddings = max_position_embeddings
+        self.positions = positions
+        self.rotary_base = rotary_base
         self.ffn = ffn or {"kind": "path", "trees": 1, "depth": 11}
         self.layer_norm_eps = layer_norm_eps
         self.initializer_range = initializer_range

@@ -1,6 +1,5 @@
 """The crammed BERT as native transformers classes: encoder, MLM, classification. Not its training."""
 
-import math
 from typing import Any
 
 import torch
@@ -9,96 +8,14 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput, SequenceClassifierOutput
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from fff import PathFFF
 
 from .configuration import CrammedConfig
-from .ffn import build_ffn
+from .layers import CrammedBlock, CrammedEmbedding
+from .positions import RotaryPositions, sinusoid_table
 
 IGNORED = -100  # label of a position without a prediction, as everywhere in transformers
-
-
-def sinusoid_table(length: int, width: int) -> torch.Tensor:
-    """Sinusoidal positions (length, width): sine at even columns, cosine at odd (arXiv 1706.03762, section 3.5)."""
-    frequencies = torch.exp(torch.arange(0, width, 2) * (-math.log(10000.0) / width))
-    angles = torch.arange(length)[:, None] * frequencies
-    return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)
-
-
-class CrammedEmbedding(nn.Module):
-    """Word embedding + learned scale x sinusoidal positions, normalised. (B, S) -> (B, S, H)."""
-
-    positions: torch.Tensor
-
-    def __init__(self, config: CrammedConfig) -> None:
-        super().__init__()
-        self.words = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
-        self.position_scale = nn.Parameter(torch.empty(1))
-        table = sinusoid_table(config.max_position_embeddings, config.hidden_size)
-        self.register_buffer("positions", table, persistent=False)
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-
-    def forward(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
-        """Embed tokens (B, S), or add positions to given vectors (B, S, H)."""
-        x = self.words(input_ids) if inputs_embeds is None else inputs_embeds
-        length = x.shape[1]
-        if length > self.positions.shape[0]:
-            raise ValueError(f"The input has {length} tokens; the model takes {self.positions.shape[0]} at most.")
-        return self.dropout(self.norm(x + self.position_scale * self.positions[:length]))
-
-
-class CrammedAttention(nn.Module):
-    """Self-attention without biases; the rows of `qkv` are all queries, then all keys, then all values."""
-
-    is_causal = False
-
-    def __init__(self, config: CrammedConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.head_dim = config.hidden_size // config.num_attention_heads
-        self.scaling = self.head_dim**-0.5
-        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
-        self.out = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
-
-    def forward(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """Mix the tokens of x (B, S, H)."""
-        B, S, H = x.shape
-        q, k, v = self.qkv(x).view(B, S, 3, -1, self.head_dim).permute(2, 0, 3, 1, 4)
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
-        mixed, _ = attend(self, q, k, v, mask, dropout=0.0, scaling=self.scaling)
-        return self.out(mixed.reshape(B, S, H))
-
-
-def eager_attention(
-    module: nn.Module, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, **options: Any
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention written out, for `attn_implementation="eager"`; q, k, v (B, heads, S, head), mask added to scores."""
-    scores = (q @ k.transpose(-1, -2)) * options["scaling"]
-    if mask is not None:
-        scores = scores + mask
-    weights = scores.softmax(-1, dtype=torch.float32).to(q.dtype)
-    return (weights @ v).transpose(1, 2), weights
-
-
-class CrammedBlock(nn.Module):
-    """Pre-norm block: x + attention(norm(x)), then x + feedforward(norm(x)) unless the feedforward is "none"."""
-
-    def __init__(self, config: CrammedConfig) -> None:
-        super().__init__()
-        self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.attention = CrammedAttention(config)
-        self.ffn = build_ffn(config.ffn, config.hidden_size)
-        self.ffn_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if self.ffn is not None else None
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-
-    def forward(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """Apply both branches to x (B, S, H)."""
-        x = x + self.dropout(self.attention(self.attention_norm(x), mask))
-        if self.ffn is not None and self.ffn_norm is not None:
-            x = x + self.dropout(self.ffn(self.ffn_norm(x)))
-        return x
 
 
 class CrammedPreTrainedModel(PreTrainedModel):
@@ -128,9 +45,13 @@ class CrammedPreTrainedModel(PreTrainedModel):
             if module.b_in is not None:
                 init.zeros_(module.b_in)
         elif isinstance(module, CrammedEmbedding):
-            init.constant_(module.position_scale, self.config.hidden_size**-0.5)
-            # Models are built on the meta device before loading, and this table is in no checkpoint.
-            init.copy_(module.positions, sinusoid_table(module.positions.shape[0], module.positions.shape[1]))
+            # Models are built on the meta device before loading, and no table of positions is in a checkpoint.
+            if module.positions is not None:
+                init.constant_(module.position_scale, self.config.hidden_size**-0.5)
+                init.copy_(module.positions, sinusoid_table(*module.positions.shape))
+        elif isinstance(module, RotaryPositions):
+            for table, value in zip((module.cos, module.sin), module.tables(), strict=True):
+                init.copy_(table, value)
 
 
 class CrammedModel(CrammedPreTrainedModel):
@@ -139,6 +60,10 @@ class CrammedModel(CrammedPreTrainedModel):
     def __init__(self, config: CrammedConfig) -> None:
         super().__init__(config)
         self.embedding = CrammedEmbedding(config)
+        head_dim = config.hidden_size // config.num_attention_heads
+        self.rotary = None
+        if config.positions == "rotary":
+            self.rotary = RotaryPositions(config.max_position_embeddings, head_dim, config.rotary_base)
         self.blocks = nn.ModuleList(CrammedBlock(config) for _ in range(config.num_hidden_layers))
         self.final_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.post_init()
@@ -173,10 +98,11 @@ class CrammedModel(CrammedPreTrainedModel):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
         x = self.embedding(input_ids, inputs_embeds)
         mask = create_bidirectional_mask(config=self.config, inputs_embeds=x, attention_mask=attention_mask)
+        rotation = self.rotary(x.shape[1], x.dtype) if self.rotary is not None else None
         keep = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         states = [x]
         for block in self.blocks:
-            x = block(x, mask)
+            x = block(x, mask, rotation)
             if keep:
                 states.append(x)
         x = self.final_norm(x)

@@ -94,6 +94,8 @@ def build_model(root: PretrainRoot, data: PreparedData) -> CrammedForMaskedLM:
         num_hidden_layers=model.layers,
         num_attention_heads=model.heads,
         max_position_embeddings=data.seq_len,
+        positions=model.positions,
+        rotary_base=model.rotary_base,
         ffn=root.ffn.specification(),
         layer_norm_eps=model.norm_eps,
         initializer_range=model.init_std,

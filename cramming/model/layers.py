@@ -1,0 +1,93 @@
+"""Parts of the encoder: embedding, attention, block. Not the models made of them (modeling.py)."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .configuration import CrammedConfig
+from .ffn import build_ffn
+from .positions import Rotation, rotate, sinusoid_table
+
+
+class CrammedEmbedding(nn.Module):
+    """Word embedding (+ learned scale x sinusoidal positions), normalised. (B, S) -> (B, S, H)."""
+
+    positions: torch.Tensor | None
+
+    def __init__(self, config: CrammedConfig) -> None:
+        super().__init__()
+        self.words = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        self.longest = config.max_position_embeddings
+        self.position_scale, table = None, None
+        if config.positions == "sinusoidal":
+            self.position_scale = nn.Parameter(torch.empty(1))
+            table = sinusoid_table(self.longest, config.hidden_size)
+        self.register_buffer("positions", table, persistent=False)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
+        """Embed tokens (B, S), or add positions to given vectors (B, S, H)."""
+        x = self.words(input_ids) if inputs_embeds is None else inputs_embeds
+        length = x.shape[1]
+        if length > self.longest:
+            raise ValueError(f"The input has {length} tokens; the model takes {self.longest} at most.")
+        if self.positions is not None:
+            x = x + self.position_scale * self.positions[:length]
+        return self.dropout(self.norm(x))
+
+
+class CrammedAttention(nn.Module):
+    """Self-attention without biases; the rows of `qkv` are all queries, then all keys, then all values."""
+
+    is_causal = False
+
+    def __init__(self, config: CrammedConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
+        self.out = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None, rotation: Rotation | None) -> torch.Tensor:
+        """Mix the tokens of x (B, S, H)."""
+        B, S, H = x.shape
+        q, k, v = self.qkv(x).view(B, S, 3, -1, self.head_dim).permute(2, 0, 3, 1, 4)
+        if rotation is not None:
+            q, k = rotate(q, rotation), rotate(k, rotation)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        mixed, _ = attend(self, q, k, v, mask, dropout=0.0, scaling=self.scaling)
+        return self.out(mixed.reshape(B, S, H))
+
+
+def eager_attention(
+    module: nn.Module, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, **options: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention written out, for `attn_implementation="eager"`; q, k, v (B, heads, S, head), mask added to scores."""
+    scores = (q @ k.transpose(-1, -2)) * options["scaling"]
+    if mask is not None:
+        scores = scores + mask
+    weights = scores.softmax(-1, dtype=torch.float32).to(q.dtype)
+    return (weights @ v).transpose(1, 2), weights
+
+
+class CrammedBlock(nn.Module):
+    """Pre-norm block: x + attention(norm(x)), then x + feedforward(norm(x)) unless the feedforward is "none"."""
+
+    def __init__(self, config: CrammedConfig) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attention = CrammedAttention(config)
+        self.ffn = build_ffn(config.ffn, config.hidden_size)
+        self.ffn_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if self.ffn is not None else None
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None, rotation: Rotation | None) -> torch.Tensor:
+        """Apply both branches to x (B, S, H)."""
+        x = x + self.dropout(self.attention(self.attention_norm(x), mask, rotation))
+        if self.ffn is not None and self.ffn_norm is not None:
+            x = x + self.dropout(self.ffn(self.ffn_norm(x)))
+        return x
