@@ -2,7 +2,7 @@
 
 group        dataclass                            read by
 data         cramming.data.config.DataConfig      cramming.data.prepare
-model, ffn   cramming.model.config.ModelConfig, FFNConfig   cramming.train.pretrain.build_model
+model, ffn   cramming.model.config.ModelConfig, FFNConfig   cramming.train.run.build_model
 train, wandb cramming.train.config.TrainConfig, WandbConfig cramming.train
 glue         cramming.glue.config.GlueConfig      cramming.glue.finetune
 """
@@ -37,43 +37,44 @@ def register() -> None:
         store.store(name=f"{name}_schema", node=thawed(root))
 
 
+def _inner(kind: Any) -> tuple[type | None, bool]:
+    """The dataclass in a field's type `D` or `list[D]`, and whether it is a list of them."""
+    many = typing.get_origin(kind) is list
+    inner = typing.get_args(kind)[0] if many else kind
+    return (inner, many) if isinstance(inner, type) and is_dataclass(inner) else (None, False)
+
+
 def thawed(cls: type) -> type:
     """A copy of a frozen dataclass that Hydra may fill in; without its checks, which need all values."""
     hints = typing.get_type_hints(cls)
     members: list[Any] = []
     for item in fields(cls):
-        kind = _thawed_type(hints[item.name])
-        if is_dataclass(kind) and isinstance(kind, type):
-            members.append((item.name, kind, field(default_factory=kind)))
+        kind: Any = hints[item.name]
+        inner, many = _inner(kind)
+        default = field(default=item.default)
+        if inner is not None:
+            kind = types.GenericAlias(list, (thawed(inner),)) if many else thawed(inner)
+        if inner is not None and not many:
+            default = field(default_factory=kind)
         elif item.default_factory is not MISSING:
-            members.append((item.name, kind, field(default_factory=item.default_factory)))
-        else:
-            members.append((item.name, kind, field(default=item.default)))
+            default = field(default_factory=item.default_factory)
+        members.append((item.name, kind, default))
     return make_dataclass(cls.__name__, members)
-
-
-def _thawed_type(kind: Any) -> Any:
-    if is_dataclass(kind) and isinstance(kind, type):
-        return thawed(kind)
-    if typing.get_origin(kind) is list and is_dataclass(typing.get_args(kind)[0]):
-        return types.GenericAlias(list, (thawed(typing.get_args(kind)[0]),))
-    return kind
 
 
 def frozen(cls: type[Root], config: DictConfig) -> Root:
     """The frozen dataclass that a composed configuration describes; its checks raise UserError."""
-    return _build(cls, OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
+    values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    return _build(cls, values)
 
 
-def _build(cls: type, values: Any) -> Any:
+def _build(cls: type, values: dict[str, Any]) -> Any:
     hints = typing.get_type_hints(cls)
     built = {}
     for name, value in values.items():
-        kind = hints[name]
-        if is_dataclass(kind) and isinstance(kind, type):
-            value = _build(kind, value)
-        elif typing.get_origin(kind) is list and is_dataclass(typing.get_args(kind)[0]):
-            value = [_build(typing.get_args(kind)[0], item) for item in value]
+        inner, many = _inner(hints[name])
+        if inner is not None:
+            value = [_build(inner, item) for item in value] if many else _build(inner, value)
         built[name] = value
     return cls(**built)
 

@@ -39,8 +39,8 @@ class ModelConfig:
             raise UserError(f"model.hidden_size is {self.hidden_size}; positions need an even width.")
         if self.positions == "rotary" and self.hidden_size // self.heads % 2:
             raise UserError(
-                f"model.hidden_size / model.heads is {self.hidden_size // self.heads}; rotary positions pair the columns "
-                "of a head, so make it even."
+                f"model.hidden_size / model.heads is {self.hidden_size // self.heads}; "
+                "rotary positions pair the columns of a head, so make it even."
             )
 
 

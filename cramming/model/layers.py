@@ -34,7 +34,7 @@ class CrammedEmbedding(nn.Module):
         length = x.shape[1]
         if length > self.longest:
             raise ValueError(f"The input has {length} tokens; the model takes {self.longest} at most.")
-        if self.positions is not None:
+        if self.positions is not None and self.position_scale is not None:
             x = x + self.position_scale * self.positions[:length]
         return self.dropout(self.norm(x))
 

@@ -46,7 +46,7 @@ class CrammedPreTrainedModel(PreTrainedModel):
                 init.zeros_(module.b_in)
         elif isinstance(module, CrammedEmbedding):
             # Models are built on the meta device before loading, and no table of positions is in a checkpoint.
-            if module.positions is not None:
+            if module.positions is not None and module.position_scale is not None:
                 init.constant_(module.position_scale, self.config.hidden_size**-0.5)
                 init.copy_(module.positions, sinusoid_table(*module.positions.shape))
         elif isinstance(module, RotaryPositions):

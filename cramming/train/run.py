@@ -1,0 +1,226 @@
+"""The parts of one pretraining run, put together and run to the end. Not when a run is due (pretrain.py)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import nn
+
+from cramming.data.loader import Masker, MicrobatchLoader, SequenceOrder
+from cramming.data.shards import PreparedData
+from cramming.errors import UserError
+from cramming.files import read_json, write_json
+from cramming.model import CrammedConfig, CrammedForMaskedLM
+from cramming.report.record import write_record
+from cramming.roots import PretrainRoot
+from cramming.train.checkpoint import Checkpoints, TrainState
+from cramming.train.finish import export, history_metrics, print_examples, print_summary
+from cramming.train.hooks import (
+    Bar,
+    Checkpoint,
+    Diverged,
+    FiniteGuard,
+    History,
+    Hook,
+    StopSignals,
+    Validate,
+    read_history,
+)
+from cramming.train.loop import Trainer
+from cramming.train.optim import build_optimiser
+from cramming.train.tracking import open_wandb
+from cramming.train.validate import Validation
+
+MASK_TOKEN = "<mask>"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run writes. `record` marks a finished run."""
+
+    path: Path
+
+    @property
+    def record(self) -> Path:
+        """The run's record; it exists once the run is finished."""
+        return self.path / "record.json"
+
+    @property
+    def model(self) -> Path:
+        """The finished model as transformers reads it."""
+        return self.path / "model"
+
+    @property
+    def history(self) -> Path:
+        """metrics.jsonl."""
+        return self.path / "metrics.jsonl"
+
+
+def build_model(root: PretrainRoot, data: PreparedData) -> CrammedForMaskedLM:
+    """A freshly initialised model that fits the data; its weights follow from the seed."""
+    set_seed(root.seed)
+    model = root.model
+    config = CrammedConfig(
+        vocab_size=data.vocab_size,
+        hidden_size=model.hidden_size,
+        num_hidden_layers=model.layers,
+        num_attention_heads=model.heads,
+        max_position_embeddings=data.seq_len,
+        positions=model.positions,
+        rotary_base=model.rotary_base,
+        ffn=root.ffn.specification(),
+        layer_norm_eps=model.norm_eps,
+        initializer_range=model.init_std,
+        sparse_prediction=model.sparse_prediction,
+    )
+    try:
+        return CrammedForMaskedLM(config)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"ffn: {error}") from error
+
+
+class Run:
+    """The parts of one run, put together; `train` runs them to the end."""
+
+    def __init__(self, root: PretrainRoot, folder: RunFolder, accelerator: Accelerator, data: PreparedData) -> None:
+        self.root, self.folder, self.accelerator, self.data = root, folder, accelerator, data
+        self.mask_id = int(data.tokenizer().get_vocab()[MASK_TOKEN])
+        config = root.train
+        identity = {"configuration": root.identity, "data": data.fingerprint}
+        self.checkpoints = Checkpoints(folder.path / "checkpoints", identity, keep=config.keep_checkpoints)
+        self.validation = Validation(
+            data,
+            sequences=config.valid_sequences,
+            microbatch=config.microbatch,
+            rate=config.mask_rate,
+            mask_id=self.mask_id,
+        )
+        self.model = build_model(root, data)
+        self.parameters = sum(p.numel() for p in self.model.parameters())
+        self.optimiser = build_optimiser(self.model, config, accelerator.device)
+        self.unigram = self.validation.unigram_loss()
+
+    def train(self) -> None:
+        """Train to the end of the budget, or until stopped; then export, record and say what comes next."""
+        accelerator, config = self.accelerator, self.root.train
+        prepared, optimiser = accelerator.prepare(self.model, self.optimiser)
+        state = self._resume(optimiser)
+        model: nn.Module = torch.compile(prepared) if config.compile else prepared  # type: ignore[assignment]
+        loader = self._loader(state)
+        validate, stop = Validate(self.validation), StopSignals()
+        hooks: list[Hook] = [FiniteGuard(), validate, stop, Checkpoint(self.checkpoints)]
+        wandb_run = None
+        if accelerator.is_main_process:
+            self._announce(state)
+            wandb_run = self._wandb()
+            bar = Bar()
+            history = History(
+                self.folder.history, validate, [bar.show, *([wandb_mirror(wandb_run)] if wandb_run else [])]
+            )
+            hooks[2:2] = [bar, history]
+        trainer = Trainer(config, accelerator, model, self.model, optimiser, loader, state, hooks)
+        try:
+            trainer.train()
+        except Diverged as error:
+            self._record(state, "diverged", {"error": str(error)})
+            raise
+        finally:
+            loader.close()
+            if wandb_run is not None:
+                wandb_run.finish()
+        if trainer.stop_reason is not None:
+            raise UserError(
+                f"Stopped by {trainer.stop_reason} at step {state.step} ({state.progress:.1%} of the budget); the "
+                f"checkpoint is in {self.checkpoints.folder}. The same command continues from it."
+            )
+        if accelerator.is_main_process:
+            self._finish(state)
+
+    def _resume(self, optimiser: Any) -> TrainState:
+        if self.accelerator.is_main_process:
+            self.folder.path.mkdir(parents=True, exist_ok=True)
+            self.checkpoints.clean()
+            write_json(self.folder.path / "config.json", self.root.as_dict())
+        self.accelerator.wait_for_everyone()
+        found = self.checkpoints.list()
+        if not found:
+            return TrainState()
+        state = self.checkpoints.read(found[-1])
+        scaler = self.checkpoints.load(found[-1], self.model, optimiser, self.accelerator.process_index)
+        if scaler is not None and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(scaler)
+        return state
+
+    def _loader(self, state: TrainState) -> MicrobatchLoader:
+        config, accelerator = self.root.train, self.accelerator
+        shuffled = self.root.data.order == "random"
+        return MicrobatchLoader(
+            self.data.train,
+            SequenceOrder(len(self.data.train), self.root.seed, shuffled=shuffled),
+            Masker(self.root.seed, config.mask_rate, self.data.vocab_size, self.mask_id),
+            start=state.sequences,
+            microbatch=config.microbatch,
+            process=accelerator.process_index,
+            processes=accelerator.num_processes,
+            pin=accelerator.device.type == "cuda",
+        )
+
+    def _wandb(self) -> Any:
+        root = self.root
+        settings = root.as_dict() | {"parameters": self.parameters, "data_fingerprint": self.data.fingerprint}
+        return open_wandb(
+            root.wandb, name=root.run_name, folder=self.folder.path, settings=settings, group=root.group_name
+        )
+
+    def _announce(self, state: TrainState) -> None:
+        root, config = self.root, self.root.train
+        budget = next(
+            f"{getattr(config, k):,} {k[7:]}"
+            for k in ("budget_tokens", "budget_steps", "budget_hours")
+            if getattr(config, k)
+        )
+        print(f"run        {root.run_name}" + (f" (continues at step {state.step})" if state.step else ""))
+        print(f"data       {self.data.folder} ({len(self.data.train):,} sequences of {self.data.seq_len} tokens)")
+        size = f"{root.model.layers} layers x {root.model.hidden_size}"
+        print(f"model      {size}, ffn {root.ffn.tag}, {self.parameters:,} parameters")
+        print(f"budget     {budget}, batch {config.batch} x {self.data.seq_len}, lr {config.lr:g}, seed {root.seed}")
+        print(f"unigram    {self.unigram:.4f} nats (guessing by frequency on the validation tokens)", flush=True)
+
+    def _record(self, state: TrainState, status: str, extra: dict[str, Any]) -> Path | None:
+        if not self.accelerator.is_main_process:
+            return None
+        root = self.root
+        return write_record(
+            Path(root.results_dir),
+            kind="pretrain",
+            name=root.run_name,
+            status=status,
+            config=root.as_dict(),
+            seed=root.seed,
+            data_fingerprint=self.data.fingerprint,
+            samples={
+                "train_tokens": state.tokens,
+                "train_steps": state.step,
+                "valid_sequences": len(self.validation),
+                "parameters": self.parameters,
+            },
+            metrics=history_metrics(read_history(self.folder.history), self.unigram),
+            extra={"experiment": root.experiment, "ffn": root.ffn.tag, "group": root.group, **extra},
+        )
+
+    def _finish(self, state: TrainState) -> None:
+        export(self.model, self.data, self.folder.model)
+        record = self._record(state, "finished", {})
+        assert record is not None
+        content = read_json(record)
+        write_json(self.folder.record, content)
+        print_examples(self.model, self.data, self.root.data.examples)
+        print_summary(content, model=self.folder.model, history=self.folder.history, record=record)
+
+
+def wandb_mirror(run: Any) -> Any:
+    """A mirror for History that logs rows to a W&B run."""
+    return lambda step, row: run.log({key: value for key, value in row.items() if key != "step"}, step=step)
