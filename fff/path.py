@@ -6,12 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from fff.activations import activation_named
+from fff.hardening import Decisions, Hardenable
 from fff.kernels import check, choose
-from fff.reference import PathResult, path_fff
-from fff.topology import nodes_in_tree, path_length, trained_neurons, used_neurons
+from fff.kernels.gather import visit
+from fff.kernels.masked import soft
+from fff.topology import first_node, nodes_in_tree, path_length, trained_neurons, used_neurons
 
 
-class PathFFF(nn.Module):
+class PathFFF(Hardenable):
     """Trees of neurons of which a token visits one path each: depth + 1 of 2^(depth+1) - 1 nodes.
 
     y = sum over trees and path nodes i of act(s_i) * w_out[i], with the score s_i = w_in[i] . x + b_in[i]; a token goes
@@ -66,6 +68,7 @@ class PathFFF(nn.Module):
             nn.init.uniform_(self.b_in, -bound, bound)
         bound = 1 / math.sqrt(used_neurons(self.trees, self.depth))
         nn.init.uniform_(self.w_out, -bound, bound)
+        nn.init.ones_(self.temperature)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer: (..., d_in) -> (..., d_out), in x's dtype or autocast's.
@@ -73,21 +76,48 @@ class PathFFF(nn.Module):
         Raises:
             ValueError: x has another last dimension, dtype or device than the weights.
         """
+        return self._soft(x)[0] if self.active_form == "soft" else self._on_path(x)[0]
+
+    def forward_with_losses(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The same, with the auxiliary losses that `losses` names (see fff.hardening)."""
+        y, decisions = self._soft(x) if self.active_form == "soft" else self._on_path(x)
+        return y, self.auxiliary_losses(decisions)
+
+    def _on_path(self, x: Tensor) -> tuple[Tensor, Decisions]:
         x, w_in, b_in, w_out = self._operands(x)
         chosen = choose(self.execution, self.provider, x.device, x.dtype, self.trees, self.depth)
-        y = chosen.function(x.reshape(-1, self.d_in), w_in, b_in, w_out, self.activation)
-        return y.view(*x.shape[:-1], self.d_out)
+        flat = x.reshape(-1, self.d_in)
+        flips = self.leak(flat.shape[0], self.trees, self.depth)
+        temperature = self.temperature if self.active_form == "straight_through" else None
+        y, nodes, scores = chosen.function(flat, w_in, b_in, w_out, self.activation, flips, temperature)
+        scores, nodes = scores[..., :-1], nodes[..., :-1]
+        return y.view(*x.shape[:-1], self.d_out), Decisions(
+            scores, nodes, torch.ones_like(scores), first_node(self.depth)
+        )
+
+    def _soft(self, x: Tensor) -> tuple[Tensor, Decisions]:
+        x, w_in, b_in, w_out = self._operands(x)
+        flat, inner = x.reshape(-1, self.d_in), first_node(self.depth)
+        flips = self.leak(flat.shape[0], self.trees, inner)
+        y, scores, reached = soft(flat, w_in, b_in, w_out, self.activation, self.temperature, flips)
+        nodes = torch.arange(inner, device=x.device).expand(*scores.shape[:-1], -1)
+        decisions = Decisions(scores[..., :inner], nodes, reached[..., :inner], inner)
+        return y.view(*x.shape[:-1], self.d_out), decisions
+
+    def refuse_form(self, form: str) -> str | None:
+        """Why this layer cannot take the form: the soft one needs all nodes, and conditional providers compute few."""
+        asked = self.provider if self.provider != "auto" else self.execution
+        if form == "soft" and asked not in ("auto", "masked"):
+            return f"it needs all nodes, and this PathFFF asks for {asked!r}; leave provider and execution at 'auto'"
+        return None
 
     @torch.no_grad()
     def path(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Visited nodes and their scores, both (..., trees, depth + 1): int64 in heap order, and floats."""
-        x, w_in, b_in, w_out = self._operands(x)
-        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-        bias = b_in.to(wide) if b_in is not None else None
-        flat = x.reshape(-1, self.d_in).to(wide)
-        result: PathResult = path_fff(flat, w_in.to(wide), bias, w_out.to(wide), self.activation)
+        x, w_in, b_in, _ = self._operands(x)
+        nodes, scores = visit(x.reshape(-1, self.d_in), w_in, b_in)
         shape = (*x.shape[:-1], self.trees, path_length(self.depth))
-        return result.nodes.view(shape), result.scores.view(shape)
+        return nodes.view(shape), scores.view(shape)
 
     def _operands(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
         """Input and weights in the dtype of the computation: autocast's as for nn.Linear, else their own."""

@@ -59,17 +59,24 @@ def depth_of(nodes: int) -> int:
     return depth
 
 
-def child(node: Tensor, score: Tensor) -> Tensor:
-    """The decision rule: right if and only if the score is above 0; a tie and a NaN go left. Same shape as `node`."""
-    return 2 * node + 1 + (score > 0)
+def child(node: Tensor, score: Tensor, flip: Tensor | None = None) -> Tensor:
+    """The decision rule: right if and only if the score is above 0; a tie and a NaN go left. Same shape as `node`.
+
+    `flip` (bool) takes the other child instead, as the region leak does in training.
+    """
+    right = score > 0
+    return 2 * node + 1 + (right if flip is None else right ^ flip)
 
 
-def walk(scores: Tensor, levels: int) -> Tensor:
-    """Path (..., levels) int64 through the scores (..., m) of the first m >= 2 ** levels - 1 nodes of a tree."""
+def walk(scores: Tensor, levels: int, flips: Tensor | None = None) -> Tensor:
+    """Path (..., levels) int64 through the scores (..., m) of the first m >= 2 ** levels - 1 nodes of a tree.
+
+    flips (..., at least levels - 1): decisions that the region leak turns round.
+    """
     node = torch.zeros((*scores.shape[:-1], 1), dtype=torch.int64, device=scores.device)
     path = [node]
-    for _ in range(levels - 1):
-        node = child(node, scores.gather(-1, node))
+    for level in range(levels - 1):
+        node = child(node, scores.gather(-1, node), None if flips is None else flips[..., level : level + 1])
         path.append(node)
     return torch.cat(path, dim=-1)
 

@@ -192,7 +192,9 @@ def test_gather_is_a_sound_torch_operator() -> None:
     module = layer(6, 2)
     x = torch.randn(9, 24, requires_grad=True)
     operands = (x, module.w_in, module.b_in, module.w_out, "gelu")
-    torch.library.opcheck(torch.ops.fff.gather_forward.default, operands)
+    torch.library.opcheck(torch.ops.fff.gather_forward.default, (*operands, None, None))
+    flips = torch.rand(9, 2, 6) < 0.3
+    torch.library.opcheck(torch.ops.fff.gather_forward.default, (*operands, flips, torch.tensor(0.5)))
 
 
 @pytest.mark.parametrize("provider", FAST)

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from fff.kernels.gather import gather
 from fff.kernels.masked import masked
-from fff.reference import path_fff
+from fff.reference import PathResult, path_fff
 from fff.topology import nodes_in_tree, path_length
 
-Function = Callable[[Tensor, Tensor, Tensor | None, Tensor, str], Tensor]
+# (x (N, H), w_in, b_in, w_out, activation, flips or None, temperature or None), as `fff.reference.path_fff`.
+Function = Callable[[Tensor, Tensor, Tensor | None, Tensor, str, Tensor | None, Tensor | None], PathResult]
 
 EXECUTIONS = ("auto", "masked", "conditional")
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -36,8 +37,7 @@ def _anywhere(device: torch.device, dtype: torch.dtype) -> str | None:
 class Provider:
     """Who computes the layer.
 
-    `available(device, dtype)` is None, or the reason why this machine cannot. `function(x (N, H), w_in, b_in, w_out,
-    activation)` returns (N, K).
+    `available(device, dtype)` is None, or the reason why this machine cannot.
     """
 
     name: str
@@ -46,14 +46,10 @@ class Provider:
     available: Callable[[torch.device, torch.dtype], str | None] = _anywhere
 
 
-def _reference(x: Tensor, w_in: Tensor, b_in: Tensor | None, w_out: Tensor, activation: str) -> Tensor:
-    return path_fff(x, w_in, b_in, w_out, activation).y
-
-
 PROVIDERS = {
     provider.name: provider
     for provider in (
-        Provider("reference", "conditional", _reference),
+        Provider("reference", "conditional", path_fff),
         Provider("masked", "masked", masked),
         Provider("gather", "conditional", gather),
     )

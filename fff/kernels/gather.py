@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from fff.activations import activation_named
+from fff.decisions import taken_probability, went_right
+from fff.reference import PathResult
 from fff.topology import child, depth_of, first_node, path_length, walk
 
 # Levels done densely. On a CPU one gathered row costs as much as about 20 rows of a product; 4 is best for several
@@ -25,24 +27,56 @@ CHUNK_BYTES_OTHER = 2**28
 CHUNK_SCORES = 2**22
 
 
-def gather(x: Tensor, w_in: Tensor, b_in: Tensor | None, w_out: Tensor, activation: str) -> Tensor:
-    """PathFFF by path nodes only: x (N, H) -> (N, K); scores and decisions in float32 for half types, else as x."""
-    return _forward(x, w_in, b_in, w_out, activation)[0]
+def gather(
+    x: Tensor,
+    w_in: Tensor,
+    b_in: Tensor | None,
+    w_out: Tensor,
+    activation: str,
+    flips: Tensor | None = None,
+    temperature: Tensor | None = None,
+) -> PathResult:
+    """PathFFF by path nodes only: x (N, H) -> y (N, K); scores and decisions in float32 for half types, else as x.
+
+    `flips` and `temperature` as in `fff.reference.path_fff`; straight-through gradients need path nodes alone.
+    """
+    y, rows, scores = _forward(x, w_in, b_in, w_out, activation, flips, temperature)
+    return PathResult(y, rows.long() % w_in.shape[1], scores)
+
+
+def visit(x: Tensor, w_in: Tensor, b_in: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Visited nodes in heap order and their scores, both (N, T, L), without outputs and gradients."""
+    rows, scores = _visit(x, w_in, b_in, None)
+    return rows.long() % w_in.shape[1], scores
 
 
 @torch.library.custom_op("fff::gather_forward", mutates_args=())
 def _forward(
-    x: Tensor, w_in: Tensor, b_in: Tensor | None, w_out: Tensor, activation: str
+    x: Tensor,
+    w_in: Tensor,
+    b_in: Tensor | None,
+    w_out: Tensor,
+    activation: str,
+    flips: Tensor | None,
+    temperature: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """-> y (N, K), flat rows t * M + node (N, T, L) int32, scores (N, T, L)."""
     with torch.autocast(x.device.type, enabled=False):
-        rows, scores = _visit(x, w_in, b_in)
+        rows, scores = _visit(x, w_in, b_in, flips)
         active = activation_named(activation).forward(scores).to(x.dtype)
         return _weighted_rows(rows.flatten(1), active.flatten(1), w_out.flatten(0, 1)), rows, scores
 
 
 @_forward.register_fake
-def _(x: Tensor, w_in: Tensor, b_in: Tensor | None, w_out: Tensor, activation: str) -> tuple[Tensor, Tensor, Tensor]:
+def _(
+    x: Tensor,
+    w_in: Tensor,
+    b_in: Tensor | None,
+    w_out: Tensor,
+    activation: str,
+    flips: Tensor | None,
+    temperature: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
     shape = (x.shape[0], w_in.shape[0], path_length(depth_of(w_in.shape[1])))
     rows = x.new_empty(shape, dtype=torch.int32)
     return x.new_empty(x.shape[0], w_out.shape[-1]), rows, x.new_empty(shape, dtype=_score_dtype(x))
@@ -50,44 +84,80 @@ def _(x: Tensor, w_in: Tensor, b_in: Tensor | None, w_out: Tensor, activation: s
 
 @torch.library.custom_op("fff::gather_backward", mutates_args=())
 def _backward(
-    grad: Tensor, x: Tensor, w_in: Tensor, w_out: Tensor, rows: Tensor, scores: Tensor, activation: str
+    grad: Tensor,
+    grad_of_scores: Tensor | None,
+    x: Tensor,
+    w_in: Tensor,
+    w_out: Tensor,
+    rows: Tensor,
+    scores: Tensor,
+    temperature: Tensor | None,
+    activation: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """-> gradients of x (N, H), w_in (T, M, H), b_in (T, M), w_out (T, M, K)."""
     with torch.autocast(x.device.type, enabled=False):
         act = activation_named(activation)
         grad = grad.contiguous()
-        grad_scores = act.backward(_dots(grad, w_out, rows), scores)
+        active, dots = act.forward(scores), _dots(grad, w_out, rows)
+        grad_scores = act.backward(dots, scores)
+        if temperature is not None:
+            grad_scores[..., :-1] += _decision_gradient(rows % w_in.shape[1], scores, active * dots, temperature)
+        if grad_of_scores is not None:
+            grad_scores += grad_of_scores
         grad_x = _weighted_rows(rows.flatten(1), grad_scores.to(x.dtype).flatten(1), w_in.flatten(0, 1))
         grad_in, grad_out = torch.zeros_like(w_in), torch.zeros_like(w_out)
         grad_bias = torch.zeros(w_in.shape[:2], dtype=scores.dtype, device=x.device)
         if x.shape[0]:
-            _sum_per_node(rows, ((grad_scores, x, grad_in), (act.forward(scores), grad, grad_out)))
+            _sum_per_node(rows, ((grad_scores, x, grad_in), (active, grad, grad_out)))
             _sum_scores_per_node(rows, grad_scores, grad_bias)
         return grad_x, grad_in, grad_bias.to(w_in.dtype), grad_out
 
 
 @_backward.register_fake
 def _(
-    grad: Tensor, x: Tensor, w_in: Tensor, w_out: Tensor, rows: Tensor, scores: Tensor, activation: str
+    grad: Tensor,
+    grad_of_scores: Tensor | None,
+    x: Tensor,
+    w_in: Tensor,
+    w_out: Tensor,
+    rows: Tensor,
+    scores: Tensor,
+    temperature: Tensor | None,
+    activation: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return torch.empty_like(x), torch.empty_like(w_in), w_in.new_empty(w_in.shape[:2]), torch.empty_like(w_out)
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    x, w_in, b_in, w_out, ctx.activation = inputs
+    x, w_in, b_in, w_out, ctx.activation, _, temperature = inputs
     ctx.has_bias = b_in is not None
-    ctx.save_for_backward(x, w_in, w_out, *output[1:])
+    ctx.shape = output[0].shape
+    ctx.save_for_backward(x, w_in, w_out, *output[1:], temperature)
     ctx.set_materialize_grads(False)
 
 
-def _backward_formula(ctx, grad, *_):
+def _backward_formula(ctx, grad, _, grad_of_scores):
+    if grad is None and grad_of_scores is None:
+        return (None,) * 7
     if grad is None:
-        return None, None, None, None, None
-    grad_x, grad_in, grad_bias, grad_out = _backward(grad, *ctx.saved_tensors, ctx.activation)
-    return grad_x, grad_in, grad_bias if ctx.has_bias else None, grad_out, None
+        grad = ctx.saved_tensors[0].new_zeros(ctx.shape)
+    grad_x, grad_in, grad_bias, grad_out = _backward(grad, grad_of_scores, *ctx.saved_tensors, ctx.activation)
+    return grad_x, grad_in, grad_bias if ctx.has_bias else None, grad_out, None, None, None
 
 
 _forward.register_autograd(_backward_formula, setup_context=_setup_context)
+
+
+def _decision_gradient(nodes: Tensor, scores: Tensor, contributions: Tensor, temperature: Tensor) -> Tensor:
+    """Straight-through gradients (N, T, L - 1) of the decisions' scores, see `fff.decisions.straight_through_gates`.
+
+    contributions (N, T, L): what each path node adds to the loss's derivative. A decision's gate multiplies the nodes
+    below it.
+    """
+    below = contributions[..., 1:].flip(-1).cumsum(-1).flip(-1)
+    p = taken_probability(nodes, scores, temperature)
+    slope = p * (1 - p) / temperature
+    return torch.where(went_right(nodes), slope, -slope) * below
 
 
 def _score_dtype(x: Tensor) -> torch.dtype:
@@ -106,16 +176,16 @@ def _dense_levels(levels: int) -> tuple[int, int]:
     return dense, min(2**dense, 2**levels - 1)
 
 
-def _visit(x: Tensor, w_in: Tensor, b_in: Tensor | None) -> tuple[Tensor, Tensor]:
+def _visit(x: Tensor, w_in: Tensor, b_in: Tensor | None, flips: Tensor | None) -> tuple[Tensor, Tensor]:
     trees, node_count, _ = w_in.shape
     levels = path_length(depth_of(node_count))
     dense, _ = _dense_levels(levels)
-    nodes, scores = _visit_densely(x, w_in, b_in)
+    nodes, scores = _visit_densely(x, w_in, b_in, flips)
     base = torch.arange(trees, device=x.device).mul_(node_count)
     all_nodes, all_scores = [nodes], [scores]
     node, score = nodes[..., -1], scores[..., -1]
-    for _ in range(dense, levels):
-        node = child(node, score)
+    for level in range(dense, levels):
+        node = child(node, score, None if flips is None else flips[..., level - 1])
         row = node + base
         score = _row_dots(x, w_in.flatten(0, 1), row)
         if b_in is not None:
@@ -126,7 +196,7 @@ def _visit(x: Tensor, w_in: Tensor, b_in: Tensor | None) -> tuple[Tensor, Tensor
     return rows.int(), torch.cat(all_scores, -1)
 
 
-def _visit_densely(x: Tensor, w_in: Tensor, b_in: Tensor | None) -> tuple[Tensor, Tensor]:
+def _visit_densely(x: Tensor, w_in: Tensor, b_in: Tensor | None, flips: Tensor | None) -> tuple[Tensor, Tensor]:
     """Nodes and scores (N, T, dense levels) of the top levels."""
     dense, count = _dense_levels(path_length(depth_of(w_in.shape[1])))
     bias = b_in[:, :count].to(_score_dtype(x)) if b_in is not None else None
@@ -135,7 +205,7 @@ def _visit_densely(x: Tensor, w_in: Tensor, b_in: Tensor | None) -> tuple[Tensor
     for span, block in _dense_products(x, w_in, count):
         if bias is not None:
             block += bias
-        nodes[span] = walk(block, dense)
+        nodes[span] = walk(block, dense, None if flips is None else flips[span])
         scores[span] = block.gather(-1, nodes[span])
     return nodes, scores
 

@@ -5,25 +5,63 @@ from torch import Tensor
 from torch.nn import functional
 
 from fff.activations import activation_named
-from fff.topology import depth_of, path_length, walk
+from fff.decisions import reach, right_probability, straight_through_gates
+from fff.reference import PathResult
+from fff.topology import depth_of, first_node, path_length, walk
 
 
-def masked(x: Tensor, w_in: Tensor, b_in: Tensor | None, w_out: Tensor, activation: str) -> Tensor:
-    """PathFFF in the authors' training form (arXiv 2311.10770, their PyTorch layer): x (N, H) -> (N, K), autograd.
+def masked(
+    x: Tensor,
+    w_in: Tensor,
+    b_in: Tensor | None,
+    w_out: Tensor,
+    activation: str,
+    flips: Tensor | None = None,
+    temperature: Tensor | None = None,
+) -> PathResult:
+    """PathFFF in the authors' training form (arXiv 2311.10770, their PyTorch layer): x (N, H) -> y (N, K), autograd.
 
     The activation is taken at path nodes alone and scattered into zeros, which equals multiplying the activations
     of all nodes by the 0/1 path mask, keeps one (N, T * M) tensor for the backward instead of three, and stays right
     where an off-path score is not finite. Half types: sums in float32, scores rounded once to the type (a rounding
-    keeps the sign, and with it the decision).
+    keeps the sign, and with it the decision). `flips` and `temperature` as in `fff.reference.path_fff`.
     """
-    trees, node_count, _ = w_in.shape
-    levels = path_length(depth_of(node_count))
+    levels = path_length(depth_of(w_in.shape[1]))
     act = activation_named(activation).forward
-    bias = b_in.reshape(-1) if b_in is not None else None
-    scores = functional.linear(x, w_in.flatten(0, 1), bias).view(-1, trees, node_count)
+    scores = _all_scores(x, w_in, b_in)
+    path = walk(scores.detach(), levels, flips)
+    on_path = scores.gather(-1, path)
     if levels == 1:
-        return act(scores).flatten(1) @ w_out.flatten(0, 1)
-    path = walk(scores.detach(), levels)
-    active = act(scores.gather(-1, path))
+        return PathResult(act(scores).flatten(1) @ w_out.flatten(0, 1), path, on_path)
+    active = act(on_path)
+    if temperature is not None:
+        active = active * straight_through_gates(path, on_path, temperature).to(active.dtype)
     spread = torch.zeros_like(scores).scatter(-1, path, active)
-    return spread.flatten(1) @ w_out.flatten(0, 1)
+    return PathResult(spread.flatten(1) @ w_out.flatten(0, 1), path, on_path)
+
+
+def soft(
+    x: Tensor,
+    w_in: Tensor,
+    b_in: Tensor | None,
+    w_out: Tensor,
+    activation: str,
+    temperature: Tensor,
+    flips: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """PathFFF's soft form (see `fff.reference.soft_path_fff`): y (N, K), scores and reach (N, T, M).
+
+    Probabilities in float32 for half types.
+    """
+    inner = first_node(depth_of(w_in.shape[1]))
+    scores = _all_scores(x, w_in, b_in)
+    wide = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    reached = reach(right_probability(wide[..., :inner], temperature, flips))
+    active = activation_named(activation).forward(scores) * reached.to(scores.dtype)
+    return active.flatten(1) @ w_out.flatten(0, 1), wide, reached
+
+
+def _all_scores(x: Tensor, w_in: Tensor, b_in: Tensor | None) -> Tensor:
+    trees, node_count, _ = w_in.shape
+    bias = b_in.reshape(-1) if b_in is not None else None
+    return functional.linear(x, w_in.flatten(0, 1), bias).view(-1, trees, node_count)
