@@ -1,5 +1,6 @@
 """Fast feedforward layers. Needs torch alone."""
 
+from fff.leaf import LeafFFF
 from fff.path import PathFFF
 
-__all__ = ["PathFFF"]
+__all__ = ["LeafFFF", "PathFFF"]

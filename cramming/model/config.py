@@ -4,10 +4,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from cramming.errors import UserError
+from fff.activations import ACTIVATIONS
 from fff.topology import trees_for_neurons
 
 POSITIONS = ("sinusoidal", "rotary")
-KINDS = ("dense", "none", "path")
+KINDS = ("dense", "leaf", "none", "path")
 DENSE_ACTIVATIONS = ("gelu", "gated_gelu")
 
 
@@ -48,16 +49,19 @@ class ModelConfig:
 class FFNConfig:
     """The feedforward layer of every block.
 
-    `kind` is "dense" (needs `width`), "none" (blocks of attention alone) or "path" (needs `depth`, and `trees` or
-    `neurons`: with `neurons` the number of trees follows, so that the trained neurons stay about equal over depths).
+    `kind` is "dense" (needs `width`), "none" (blocks of attention alone), "leaf" (needs `depth` and `leaf_width`) or
+    "path" (needs `depth`, and `trees` or `neurons`: with `neurons` the number of trees follows, so that the trained
+    neurons stay about equal over depths).
     """
 
     kind: str = "path"
     width: int | None = None  # dense: neurons; with gated_gelu half of them gate the other half
-    activation: str = "gelu"  # dense: gelu, gated_gelu; path: gelu, relu
-    depth: int | None = None  # path: decisions of a tree; a token visits depth + 1 nodes
+    activation: str = "gelu"  # dense: gelu, gated_gelu; path and leaf: gelu, gelu_tanh, relu, silu, tanh, identity
+    depth: int | None = None  # path: decisions of a tree, a token visits depth + 1 nodes; leaf: decisions before a leaf
     trees: int | None = None  # path: parallel trees
     neurons: int | None = None  # path: trained neurons over all trees, instead of `trees`
+    leaf_width: int | None = None  # leaf: hidden neurons of a leaf network; there are 2^depth of them
+    master_width: int = 0  # leaf: hidden neurons of the master leaf, which every token passes (arXiv 2405.16836)
     bias: bool = True  # path: input bias of a node (the authors train one)
     execution: str = "auto"  # path: auto, masked, conditional
     provider: str = "auto"  # path: who computes it, see fff.kernels
@@ -69,6 +73,12 @@ class FFNConfig:
             self._check_dense()
         if self.kind == "path":
             self._check_path()
+        if self.kind == "leaf":
+            self._check_leaf()
+        elif self.leaf_width is not None or self.master_width:
+            raise UserError(
+                f"ffn.leaf_width and ffn.master_width belong to ffn=leaf, and ffn.kind is {self.kind}; drop them."
+            )
 
     def _check_dense(self) -> None:
         if self.width is None or self.width < 1:
@@ -84,6 +94,22 @@ class FFNConfig:
         for key in ("depth", "trees", "neurons"):
             if getattr(self, key) is not None:
                 raise UserError(f"ffn.{key} belongs to ffn=path, and ffn.kind is dense; drop it or choose ffn=path.")
+
+    def _check_leaf(self) -> None:
+        if self.depth is None or not 0 <= self.depth <= 20:
+            raise UserError(f"ffn.depth is {self.depth}; set it from 0 to 20, e.g. ffn.depth=5.")
+        if self.leaf_width is None or self.leaf_width < 1:
+            raise UserError(f"ffn.leaf_width is {self.leaf_width}; set it to 1 or more, e.g. ffn.leaf_width=8.")
+        if self.master_width < 0:
+            raise UserError(f"ffn.master_width is {self.master_width}; set it to 0 (no master leaf) or more.")
+        if self.activation not in ACTIVATIONS:
+            raise UserError(f"ffn.activation is {self.activation!r}; leaf takes one of {', '.join(ACTIVATIONS)}.")
+        for key in ("width", "trees", "neurons"):
+            if getattr(self, key) is not None:
+                raise UserError(f"ffn.{key} does not belong to ffn=leaf; set ffn.{key}=null.")
+        for key, default in (("bias", True), ("execution", "auto"), ("provider", "auto")):
+            if getattr(self, key) != default:
+                raise UserError(f"ffn.{key} belongs to ffn=path, and ffn.kind is leaf; leave it at {default}.")
 
     def _check_path(self) -> None:
         if self.depth is None or not 0 <= self.depth <= 20:
@@ -111,7 +137,12 @@ class FFNConfig:
 
     @property
     def tag(self) -> str:
-        """Short name for runs and tables: "1x11", "dense3072", "gated3072" or "none"."""
+        """Short name for runs and tables: "1x11", "dense3072", "gated3072", "leaf8x5" or "none".
+
+        A leaf layer's is leaf_width x depth, and "+m4" for a master leaf of 4 neurons.
+        """
+        if self.kind == "leaf":
+            return f"leaf{self.leaf_width}x{self.depth}" + (f"+m{self.master_width}" if self.master_width else "")
         if self.kind == "path":
             return f"{self.tree_count}x{self.depth}"
         if self.kind == "none":
@@ -124,6 +155,9 @@ class FFNConfig:
             return {"kind": "none"}
         if self.kind == "dense":
             return {"kind": "dense", "width": self.width, "activation": self.activation}
+        if self.kind == "leaf":
+            keys = ("kind", "depth", "leaf_width", "master_width", "activation")
+            return {key: asdict(self)[key] for key in keys}
         fields = {key: asdict(self)[key] for key in ("kind", "depth", "bias", "activation", "execution", "provider")}
         return fields | {"trees": self.tree_count}
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fff import PathFFF
+from fff import LeafFFF, PathFFF
 
 
 class DenseFF(nn.Module):
@@ -59,4 +59,13 @@ def build_ffn(specification: dict[str, Any], hidden_size: int) -> nn.Module | No
             execution=specification.get("execution", "auto"),
             provider=specification.get("provider", "auto"),
         )
-    raise ValueError(f"ffn kind {kind!r} is unknown; it is dense, none or path.")
+    if kind == "leaf":
+        return LeafFFF(
+            hidden_size,
+            hidden_size,
+            specification["depth"],
+            specification["leaf_width"],
+            activation=specification.get("activation", "gelu"),
+            master_width=specification.get("master_width", 0),
+        )
+    raise ValueError(f"ffn kind {kind!r} is unknown; it is dense, leaf, none or path.")
