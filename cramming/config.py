@@ -4,7 +4,9 @@ group        dataclass                            read by
 data         cramming.data.config.DataConfig      cramming.data.prepare
 model, ffn   cramming.model.config.ModelConfig, FFNConfig   cramming.train.run.build_model
 train, wandb cramming.train.config.TrainConfig, WandbConfig cramming.train
+hardening    cramming.train.hardening.HardeningConfig       cramming.train.hardening.Hardening
 glue         cramming.glue.config.GlueConfig      cramming.glue.finetune
+images       cramming.images.config.ImagesConfig  cramming.images.suite
 """
 
 import errno
@@ -23,10 +25,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from cramming.errors import UserError
-from cramming.roots import GlueRoot, PretrainRoot, TablesRoot
+from cramming.roots import GlueRoot, ImagesRoot, PretrainRoot, TablesRoot
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-ROOTS: dict[str, type] = {"pretrain": PretrainRoot, "glue": GlueRoot, "tables": TablesRoot}
+ROOTS: dict[str, type] = {"pretrain": PretrainRoot, "glue": GlueRoot, "images": ImagesRoot, "tables": TablesRoot}
 Root = TypeVar("Root")
 
 

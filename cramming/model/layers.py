@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from fff.hardening import Hardenable
+
 from .configuration import CrammedConfig
 from .ffn import build_ffn
 from .positions import Rotation, rotate, sinusoid_table
@@ -85,9 +87,17 @@ class CrammedBlock(nn.Module):
         self.ffn_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if self.ffn is not None else None
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, x: torch.Tensor, mask: torch.Tensor | None, rotation: Rotation | None) -> torch.Tensor:
-        """Apply both branches to x (B, S, H)."""
+    def forward(
+        self, x: torch.Tensor, mask: torch.Tensor | None, rotation: Rotation | None
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Apply both branches to x (B, S, H); beside it the feedforward's auxiliary losses, none in evaluation."""
         x = x + self.dropout(self.attention(self.attention_norm(x), mask, rotation))
-        if self.ffn is not None and self.ffn_norm is not None:
-            x = x + self.dropout(self.ffn(self.ffn_norm(x)))
-        return x
+        if self.ffn is None or self.ffn_norm is None:
+            return x, {}
+        normed, ffn = self.ffn_norm(x), self.ffn
+        losses: dict[str, torch.Tensor] = {}
+        if isinstance(ffn, Hardenable) and ffn.training and ffn.losses:
+            y, losses = ffn.forward_with_losses(normed)
+        else:
+            y = ffn(normed)
+        return x + self.dropout(y), losses

@@ -7,12 +7,14 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask
-from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput, SequenceClassifierOutput
+from transformers.modeling_outputs import SequenceClassifierOutput
 
-from fff import PathFFF
+from fff import LeafFFF, PathFFF
+from fff.hardening import LOSSES
 
 from .configuration import CrammedConfig
 from .layers import CrammedBlock, CrammedEmbedding
+from .outputs import CrammedMaskedLMOutput, CrammedOutput
 from .positions import RotaryPositions, sinusoid_table
 
 IGNORED = -100  # label of a position without a prediction, as everywhere in transformers
@@ -39,11 +41,17 @@ class CrammedPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
-        elif isinstance(module, PathFFF):
-            init.normal_(module.w_in, mean=0.0, std=std)
-            init.normal_(module.w_out, mean=0.0, std=std)
-            if module.b_in is not None:
-                init.zeros_(module.b_in)
+        elif isinstance(module, LeafFFF | PathFFF):
+            for name, parameter in module.named_parameters():
+                if name == "mix":  # of the master leaf
+                    init.constant_(parameter, 0.5)
+                elif "b_" in name:
+                    init.zeros_(parameter)
+                else:
+                    init.normal_(parameter, mean=0.0, std=std)
+            init.ones_(module.temperature)
+        elif isinstance(module, CrammedForMaskedLM):
+            init.zeros_(module.auxiliary_weights)
         elif isinstance(module, CrammedEmbedding):
             # Models are built on the meta device before loading, and no table of positions is in a checkpoint.
             if module.positions is not None and module.position_scale is not None:
@@ -84,7 +92,7 @@ class CrammedModel(CrammedPreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         **kwargs: Any,
-    ) -> BaseModelOutput | tuple:
+    ) -> CrammedOutput | tuple:
         """Encode tokens.
 
         Args:
@@ -100,25 +108,33 @@ class CrammedModel(CrammedPreTrainedModel):
         mask = create_bidirectional_mask(config=self.config, inputs_embeds=x, attention_mask=attention_mask)
         rotation = self.rotary(x.shape[1], x.dtype) if self.rotary is not None else None
         keep = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        states = [x]
+        states, losses = [x], []
         for block in self.blocks:
-            x = block(x, mask, rotation)
+            x, found = block(x, mask, rotation)
+            losses.append(found)
             if keep:
                 states.append(x)
         x = self.final_norm(x)
-        output = BaseModelOutput(last_hidden_state=x, hidden_states=tuple(states) if keep else None)
+        output = CrammedOutput(
+            last_hidden_state=x,
+            hidden_states=tuple(states) if keep else None,
+            auxiliary_losses=_mean_over_layers(losses),
+        )
         return output if _wants_dict(self.config, return_dict) else output.to_tuple()
 
 
 class CrammedForMaskedLM(CrammedPreTrainedModel):
     """The encoder with a decoder tied to the word embedding, without transform and bias."""
 
+    auxiliary_weights: torch.Tensor  # of the losses in fff.hardening.LOSSES, in that order; 0 unless training sets them
     _tied_weights_keys = {"decoder.weight": "model.embedding.words.weight"}  # noqa: RUF012 (read by transformers)
 
     def __init__(self, config: CrammedConfig) -> None:
         super().__init__(config)
         self.model = CrammedModel(config)
         self.decoder = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        # A tensor, so that a schedule of the weights does not make torch.compile start again.
+        self.register_buffer("auxiliary_weights", torch.zeros(len(LOSSES)), persistent=False)
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Module:
@@ -139,7 +155,7 @@ class CrammedForMaskedLM(CrammedPreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         **kwargs: Any,
-    ) -> MaskedLMOutput | tuple:
+    ) -> CrammedMaskedLMOutput | tuple:
         """Predict masked tokens.
 
         Args:
@@ -149,7 +165,9 @@ class CrammedForMaskedLM(CrammedPreTrainedModel):
 
         Returns:
             logits (B, S, V); (B, K, V) with `masked_positions`; (labelled tokens, V) when training with labels and
-            `config.sparse_prediction`. The loss (nats per labelled token) is the same in each.
+            `config.sparse_prediction`. The loss (nats per labelled token) is the same in each. In training, where FFF
+            layers have auxiliary losses (`fff.hardening`), `auxiliary_losses` names them (means over layers) and
+            `aux_loss`, their sum weighted by `auxiliary_weights`, is part of `loss`.
         """
         encoded = self.model(
             input_ids, attention_mask, inputs_embeds, output_hidden_states=output_hidden_states, return_dict=True
@@ -164,7 +182,15 @@ class CrammedForMaskedLM(CrammedPreTrainedModel):
         loss = None
         if labels is not None:
             loss = nn.functional.cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORED)
-        output = MaskedLMOutput(loss=loss, logits=logits, hidden_states=encoded.hidden_states)
+        aux_loss = None
+        if losses := encoded.auxiliary_losses:
+            aux_loss = sum(
+                w * losses[name] for w, name in zip(self.auxiliary_weights, LOSSES, strict=True) if name in losses
+            )
+            loss = loss + aux_loss if loss is not None else None
+        output = CrammedMaskedLMOutput(
+            loss=loss, logits=logits, hidden_states=encoded.hidden_states, aux_loss=aux_loss, auxiliary_losses=losses
+        )
         return output if _wants_dict(self.config, return_dict) else output.to_tuple()
 
 
@@ -213,6 +239,11 @@ class CrammedForSequenceClassification(CrammedPreTrainedModel):
         if self.config.problem_type == "regression" or self.num_labels == 1:
             return nn.functional.mse_loss(logits.squeeze(-1), labels.to(logits.dtype).view(logits.squeeze(-1).shape))
         return nn.functional.cross_entropy(logits, labels.view(-1))
+
+
+def _mean_over_layers(losses: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor] | None:
+    found = [layer for layer in losses if layer]
+    return {name: torch.stack([layer[name] for layer in found]).mean() for name in found[0]} if found else None
 
 
 def _wants_dict(config: PreTrainedConfig, return_dict: bool | None) -> bool:

@@ -56,9 +56,9 @@ def set_rng_state(state: dict[str, Any]) -> None:
 class Checkpoints:
     """The folder `checkpoints/` of one run.
 
-    A checkpoint `step-N/` holds model.safetensors, optimiser.pt (and scaler), one rng-R.pt per process, and the
-    manifest with the training state, the identity of the run and every file's SHA-256. It is written as `.step-N` and
-    renamed when complete, so a folder named `step-N` is whole.
+    A checkpoint `step-N/` holds model.safetensors, optimiser.pt (and scaler), one process-R.pt per process (its random
+    number generators, what its hooks remember), and the manifest with the training state, the identity of the run and
+    every file's SHA-256. It is written as `.step-N` and renamed when complete, so a folder named `step-N` is whole.
     """
 
     def __init__(self, folder: Path, identity: dict[str, str], *, keep: int) -> None:
@@ -72,10 +72,14 @@ class Checkpoints:
         """Folder in which the checkpoint of this state is being written."""
         return self.folder / f".step-{state.step}"
 
-    def write_rng(self, state: TrainState, process: int) -> None:
-        """Write this process's generators; every process calls it before the main one calls `write`."""
+    def write_process(self, state: TrainState, process: int, memory: dict[str, Any]) -> None:
+        """Write what this process alone knows; every process calls it before the main one calls `write`.
+
+        Args:
+            memory: what its hooks remember, as tensors and plain values.
+        """
         self.beside(state).mkdir(parents=True, exist_ok=True)
-        torch.save(rng_state(), self.beside(state) / f"rng-{process}.pt")
+        torch.save({"rng": rng_state(), "memory": memory}, self.beside(state) / f"process-{process}.pt")
 
     def write(self, state: TrainState, model: nn.Module, optimiser: dict, scaler: dict | None) -> Path:
         """Write the rest, rename into place, and drop the oldest ones beyond `keep`."""
@@ -121,15 +125,19 @@ class Checkpoints:
         known = {field.name for field in fields(TrainState)}
         return TrainState(**{key: value for key, value in manifest["state"].items() if key in known})
 
-    def load(self, folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, process: int) -> dict | None:
-        """Load weights, optimiser and generators; returns the gradient scaler's state if there is one."""
+    def load(
+        self, folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, process: int
+    ) -> tuple[dict | None, dict[str, Any]]:
+        """Load weights, optimiser and generators; returns the gradient scaler's state or None, and hooks' memory."""
         load_model(model, str(folder / "model.safetensors"))
         optimiser.load_state_dict(_load(folder / "optimiser.pt"))
-        rng = folder / f"rng-{process}.pt"
-        if rng.exists():  # a run continued by more processes than before has none for the new ones
-            set_rng_state(_load(rng))
+        own, memory = folder / f"process-{process}.pt", {}
+        if own.exists():  # a run continued by more processes than before has none for the new ones
+            content = _load(own)
+            set_rng_state(content["rng"])
+            memory = content["memory"]
         scaler = folder / "scaler.pt"
-        return _load(scaler) if scaler.exists() else None
+        return (_load(scaler) if scaler.exists() else None), memory
 
 
 def _load(path: Path) -> Any:

@@ -36,6 +36,8 @@ class TrainConfig:
     compile: bool = False  # torch.compile, never max-autotune: it is known to spoil convergence
     validations: int = 10  # marks of progress at which the validation loss is taken, the end included
     valid_sequences: int = 512  # at most, evenly spread over the validation text
+    usage_sequences: int = 64  # probe set of the leaf-usage figures, taken at the validation marks
+    usage_steps: int = 50  # steps between two counts of training leaves
     checkpoints: int = 10  # marks of progress at which a checkpoint is written, the end included
     keep_checkpoints: int = 2  # the newest ones that stay on the disk
     log_steps: int = 10  # steps per row of metrics.jsonl
@@ -44,7 +46,8 @@ class TrainConfig:
         self._check_budget()
         for key in ("microbatch", "batch", "validations", "valid_sequences", "checkpoints", "keep_checkpoints"):
             _at_least_one("train", key, getattr(self, key))
-        _at_least_one("train", "log_steps", self.log_steps)
+        for key in ("log_steps", "usage_sequences", "usage_steps"):
+            _at_least_one("train", key, getattr(self, key))
         _one_of("train.schedule", self.schedule, SCHEDULES)
         _one_of("train.precision", self.precision, PRECISIONS)
         for key in ("lr", "clip", "eps"):

@@ -8,15 +8,20 @@ from cramming.data.shards import PreparedData
 from cramming.files import commit_folder
 from cramming.model import CrammedForMaskedLM
 
+# What a record keeps of the leaves; the history has it per layer, tree and level too.
+LEAVES = ("usage_entropy", "usage_entropy_relative", "dead_leaves", "fullest_leaf", "decided", "churn", "soft_hard_gap")
+
 
 def history_metrics(rows: list[dict[str, Any]], unigram_loss: float) -> dict[str, float]:
-    """A run's results from the rows of its metrics.jsonl, which are right also for a run that was resumed.
+    """A record's metrics from the rows of its metrics.jsonl, which are right also for a run that was resumed.
 
-    Losses in nats per masked token; `train_loss` is the mean over the last twentieth, `train_tokens_per_s` the median.
+    Losses in nats per masked token; `train_loss` is the mean over the last twentieth, `train_tokens_per_s` the median;
+    what the leaves do (see fff.usage) is that of the last mark.
     """
     metrics = {"unigram_loss": unigram_loss}
     if valid := [row for row in rows if "valid/loss" in row]:
         metrics |= {"valid_loss": valid[-1]["valid/loss"], "valid_accuracy": valid[-1]["valid/accuracy"]}
+        metrics |= {name: valid[-1][f"fff/{name}"] for name in LEAVES if f"fff/{name}" in valid[-1]}
     if rows:
         tail = [row["train/loss"] for row in rows[-max(1, len(rows) // 20) :]]
         rates = sorted(row["train/tokens_per_s"] for row in rows)
@@ -26,6 +31,16 @@ def history_metrics(rows: list[dict[str, Any]], unigram_loss: float) -> dict[str
             "hours": rows[-1]["budget/hours"],
         }
     return metrics
+
+
+def history_curve(rows: list[dict[str, Any]]) -> list[dict[str, float]]:
+    """A record's curve: progress, tokens, validation loss and what the leaves do, at each validation mark."""
+    return [
+        {"progress": row["budget/progress"], "tokens": row["budget/tokens"], "valid_loss": row["valid/loss"]}
+        | {name: row[f"fff/{name}"] for name in LEAVES if f"fff/{name}" in row}
+        for row in rows
+        if "valid/loss" in row
+    ]
 
 
 def export(model: CrammedForMaskedLM, data: PreparedData, folder: Path) -> None:

@@ -3,9 +3,10 @@
 import json
 import math
 import signal
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
 import torch
 from tqdm import tqdm
@@ -74,15 +75,22 @@ class Validate(Hook):
             self.latest = {f"valid/{key}": value for key, value in result.items()}
 
 
+class Source(Protocol):
+    """A hook with figures for the history: those of the present step, or none."""
+
+    latest: dict[str, float]
+
+
 class History(Hook):
     """metrics.jsonl: a row per `log_steps` steps and per validation. The truth that W&B and the bar mirror.
 
     Args:
+        sources: hooks before this one, whose `latest` figures belong into the row of their step.
         mirrors: called with (step, row) for each row.
     """
 
-    def __init__(self, path: Path, validate: Validate, mirrors: list[Any]) -> None:
-        self.path, self.validate, self.mirrors = path, validate, mirrors
+    def __init__(self, path: Path, sources: Sequence[Source], mirrors: list[Any]) -> None:
+        self.path, self.sources, self.mirrors = path, sources, mirrors
         self.file: TextIO | None = None
         self.tokens, self.seconds = 0, 0.0
 
@@ -99,7 +107,8 @@ class History(Hook):
         self.seconds += step.seconds
         state.loss_sum = state.loss_sum + step.loss
         state.loss_steps += 1
-        if state.step % trainer.config.log_steps and not self.validate.latest and state.progress < 1:
+        latest = {key: value for source in self.sources for key, value in source.latest.items()}
+        if state.step % trainer.config.log_steps and not latest and state.progress < 1:
             return
         row = {
             "step": state.step,
@@ -111,7 +120,9 @@ class History(Hook):
             "budget/progress": state.progress,
             "budget/tokens": state.tokens,
             "budget/hours": state.seconds / 3600,
-            **self.validate.latest,
+            **{f"train/{name}": float(value) for name, value in step.auxiliary.items()},
+            **trainer.hardening.values,
+            **latest,
         }
         state.loss_sum, state.loss_steps = 0.0, 0
         self.tokens, self.seconds = state.tokens, 0.0
@@ -165,11 +176,21 @@ class Bar(Hook):
         self.bar.close()
 
 
-class Checkpoint(Hook):
-    """Writes checkpoints at marks of progress and when the run is stopped."""
+class Remembering(Protocol):
+    """A hook with memory that a resumed run needs, as tensors and plain values."""
 
-    def __init__(self, checkpoints: Checkpoints) -> None:
-        self.checkpoints = checkpoints
+    def state(self) -> dict[str, Any]: ...  # noqa: D102
+
+
+class Checkpoint(Hook):
+    """Writes checkpoints at marks of progress and when the run is stopped.
+
+    Args:
+        remembering: hooks by name whose memory goes into the checkpoint.
+    """
+
+    def __init__(self, checkpoints: Checkpoints, remembering: Mapping[str, Remembering]) -> None:
+        self.checkpoints, self.remembering = checkpoints, remembering
         self.written = -1
 
     def on_step(self, trainer: Trainer, step: Step) -> None:
@@ -183,7 +204,8 @@ class Checkpoint(Hook):
         if self.written == state.step:
             return
         state.loss_sum = float(state.loss_sum)
-        self.checkpoints.write_rng(state, accelerator.process_index)
+        memory = {name: hook.state() for name, hook in self.remembering.items()}
+        self.checkpoints.write_process(state, accelerator.process_index, memory)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None

@@ -14,13 +14,19 @@ from cramming.data.loader import Microbatch
 from cramming.train.budget import batch_at, crosses_mark, lr_factor, progress
 from cramming.train.checkpoint import TrainState
 from cramming.train.config import TrainConfig
+from cramming.train.hardening import Hardening, parts_of
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one update did. `loss` (nats per masked token) and `gradient_norm` are means over the whole batch."""
+    """What one update did.
+
+    `loss` (MLM alone, nats per masked token), `gradient_norm` and `auxiliary` (the hardening losses by name) are means
+    over the whole batch.
+    """
 
     loss: torch.Tensor
+    auxiliary: dict[str, torch.Tensor]
     gradient_norm: torch.Tensor
     lr: float
     batch: int
@@ -60,12 +66,13 @@ class Trainer:
         batches: Iterable[Microbatch],
         state: TrainState,
         hooks: Sequence[Hook],
+        hardening: Hardening,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.config, self.accelerator = config, accelerator
         self.model, self.raw_model, self.optimiser = model, raw_model, optimiser
         self.batches: Iterator[Microbatch] = iter(batches)
-        self.state, self.hooks, self.clock = state, hooks, clock
+        self.state, self.hooks, self.hardening, self.clock = state, hooks, hardening, clock
         self.stop_reason: str | None = None
 
     def train(self) -> None:
@@ -86,8 +93,9 @@ class Trainer:
         lr = config.lr * lr_factor(config.schedule, before)
         batch = self._batch(before)
         self.optimiser.zero_grad(set_to_none=True)
+        self.hardening.apply(before)
         self.model.train()
-        loss = self._accumulate(batch // (config.microbatch * self.accelerator.num_processes))
+        parts = self._accumulate(batch // (config.microbatch * self.accelerator.num_processes))
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), config.clip)
         for group in self.optimiser.param_groups:
             group["lr"] = lr
@@ -97,7 +105,7 @@ class Trainer:
         state.tokens += batch * self._length
         seconds = self.agree(self.clock() - started)
         self.add_seconds(seconds)
-        return Step(loss, norm, lr, batch, before, state.progress, seconds)
+        return Step(parts.pop("mlm"), parts, norm, lr, batch, before, state.progress, seconds)
 
     def add_seconds(self, seconds: float) -> None:
         """Count wall-clock time against the budget; hooks report what they take."""
@@ -114,11 +122,11 @@ class Trainer:
             batch = min(batch, left)
         return batch
 
-    def _accumulate(self, microbatches: int) -> torch.Tensor:
-        total = torch.zeros((), device=self.accelerator.device)
+    def _accumulate(self, microbatches: int) -> dict[str, torch.Tensor]:
+        totals: dict[str, torch.Tensor] = {}
         for number in range(1, microbatches + 1):
             batch = next(self.batches).to(self.accelerator.device)
-            self._length = batch.input_ids.shape[1]
+            self.last_batch, self._length = batch, batch.input_ids.shape[1]
             # Gradients travel between processes once per update, with its last microbatch.
             last = number == microbatches
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
@@ -126,8 +134,11 @@ class Trainer:
                     input_ids=batch.input_ids, masked_positions=batch.masked_positions, labels=batch.labels
                 )
                 self.accelerator.backward(output.loss / microbatches)
-            total += output.loss.detach() / microbatches
-        return self.accelerator.reduce(total, "mean") if self.accelerator.num_processes > 1 else total
+            for name, value in parts_of(output).items():
+                totals[name] = totals.get(name, 0.0) + value / microbatches
+        if self.accelerator.num_processes > 1:
+            totals = {name: self.accelerator.reduce(value, "mean") for name, value in totals.items()}
+        return totals
 
     def agree(self, value: float) -> float:
         """The largest of all processes' values, so that they take the same decisions."""

@@ -17,7 +17,8 @@ from cramming.model import CrammedConfig, CrammedForMaskedLM
 from cramming.report.record import write_record
 from cramming.roots import PretrainRoot
 from cramming.train.checkpoint import Checkpoints, TrainState
-from cramming.train.finish import export, history_metrics, print_examples, print_summary
+from cramming.train.finish import export, history_curve, history_metrics, print_examples, print_summary
+from cramming.train.hardening import Hardening
 from cramming.train.hooks import (
     Bar,
     Checkpoint,
@@ -32,7 +33,9 @@ from cramming.train.hooks import (
 from cramming.train.loop import Trainer
 from cramming.train.optim import build_optimiser
 from cramming.train.tracking import open_wandb
+from cramming.train.usage import UsageHook, heatmap, wandb_usage
 from cramming.train.validate import Validation
+from fff.hardening import hardenable
 
 MASK_TOKEN = "<mask>"
 
@@ -100,6 +103,8 @@ class Run:
         )
         self.model = build_model(root, data)
         self.parameters = sum(p.numel() for p in self.model.parameters())
+        self.memory: dict[str, Any] = {}  # of the hooks of the run that this one continues
+        self.hardening = Hardening(root.hardening, self.model)
         self.optimiser = build_optimiser(self.model, config, accelerator.device)
         self.unigram = self.validation.unigram_loss()
 
@@ -110,18 +115,12 @@ class Run:
         state = self._resume(optimiser)
         model: nn.Module = torch.compile(prepared) if config.compile else prepared  # type: ignore[assignment]
         loader = self._loader(state)
-        validate, stop = Validate(self.validation), StopSignals()
-        hooks: list[Hook] = [FiniteGuard(), validate, stop, Checkpoint(self.checkpoints)]
         wandb_run = None
         if accelerator.is_main_process:
             self._announce(state)
             wandb_run = self._wandb()
-            bar = Bar()
-            history = History(
-                self.folder.history, validate, [bar.show, *([wandb_mirror(wandb_run)] if wandb_run else [])]
-            )
-            hooks[2:2] = [bar, history]
-        trainer = Trainer(config, accelerator, model, self.model, optimiser, loader, state, hooks)
+        hooks = self._hooks(wandb_run)
+        trainer = Trainer(config, accelerator, model, self.model, optimiser, loader, state, hooks, self.hardening)
         try:
             trainer.train()
         except Diverged as error:
@@ -139,6 +138,32 @@ class Run:
         if accelerator.is_main_process:
             self._finish(state)
 
+    def _hooks(self, wandb_run: Any) -> list[Hook]:
+        """What looks on, in this order: later hooks read what earlier ones found."""
+        validate, usage = Validate(self.validation), self._usage(wandb_run)
+        sources: list[Validate | UsageHook] = [validate, *usage.values()]
+        hooks: list[Hook] = [FiniteGuard(), *sources]
+        if self.accelerator.is_main_process:
+            bar = Bar()
+            mirrors = [bar.show, *([wandb_mirror(wandb_run)] if wandb_run else [])]
+            hooks += [bar, History(self.folder.history, sources, mirrors)]
+        return [*hooks, StopSignals(), Checkpoint(self.checkpoints, usage)]
+
+    def _usage(self, wandb_run: Any) -> dict[str, UsageHook]:
+        """The hook that watches the leaves, if there are any."""
+        if not hardenable(self.model):
+            return {}
+        hook = UsageHook(
+            self.validation,
+            sequences=self.root.train.usage_sequences,
+            steps=self.root.train.usage_steps,
+            folder=self.folder.path / "usage",
+            shows=[heatmap, *([wandb_usage(wandb_run)] if wandb_run else [])],
+        )
+        if "usage" in self.memory:
+            hook.restore(self.memory["usage"])
+        return {"usage": hook}
+
     def _resume(self, optimiser: Any) -> TrainState:
         if self.accelerator.is_main_process:
             self.folder.path.mkdir(parents=True, exist_ok=True)
@@ -149,7 +174,7 @@ class Run:
         if not found:
             return TrainState()
         state = self.checkpoints.read(found[-1])
-        scaler = self.checkpoints.load(found[-1], self.model, optimiser, self.accelerator.process_index)
+        scaler, self.memory = self.checkpoints.load(found[-1], self.model, optimiser, self.accelerator.process_index)
         if scaler is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(scaler)
         return state
@@ -192,7 +217,7 @@ class Run:
     def _record(self, state: TrainState, status: str, extra: dict[str, Any]) -> Path | None:
         if not self.accelerator.is_main_process:
             return None
-        root = self.root
+        root, rows = self.root, read_history(self.folder.history)
         return write_record(
             Path(root.results_dir),
             kind="pretrain",
@@ -207,8 +232,14 @@ class Run:
                 "valid_sequences": len(self.validation),
                 "parameters": self.parameters,
             },
-            metrics=history_metrics(read_history(self.folder.history), self.unigram),
-            extra={"experiment": root.experiment, "ffn": root.ffn.tag, "group": root.group, **extra},
+            metrics=history_metrics(rows, self.unigram),
+            extra={
+                "experiment": root.experiment,
+                "ffn": root.ffn.tag,
+                "group": root.group,
+                "curve": history_curve(rows),
+                **extra,
+            },
         )
 
     def _finish(self, state: TrainState) -> None:
