@@ -7,11 +7,16 @@ from typing import Any
 from cramming.data.config import DataConfig
 from cramming.files import short_hash
 from cramming.glue.config import GlueConfig
+from cramming.images.config import ImagesConfig
 from cramming.model.config import FFNConfig, ModelConfig
 from cramming.train.config import TrainConfig, WandbConfig
+from cramming.train.hardening import HardeningConfig
 
 # What may change without making it another run.
-COSMETIC = {"data": ("workers", "examples"), "train": ("keep_checkpoints", "checkpoints", "log_steps")}
+COSMETIC = {
+    "data": ("workers", "examples"),
+    "train": ("keep_checkpoints", "checkpoints", "log_steps", "usage_sequences", "usage_steps"),
+}
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,7 @@ class PretrainRoot:
     model: ModelConfig = field(default_factory=ModelConfig)
     ffn: FFNConfig = field(default_factory=FFNConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    hardening: HardeningConfig = field(default_factory=HardeningConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
 
     def as_dict(self) -> dict[str, Any]:
@@ -33,7 +39,9 @@ class PretrainRoot:
         return asdict(self)
 
     def _essence(self) -> dict[str, Any]:
-        values = {key: asdict(self)[key] for key in ("experiment", "data", "model", "ffn", "train")}
+        values = {key: asdict(self)[key] for key in ("experiment", "data", "model", "ffn", "train", "hardening")}
+        if self.ffn.kind != "leaf":  # so that runs from before that kind keep their names
+            values["ffn"] = {k: v for k, v in values["ffn"].items() if k not in ("leaf_width", "master_width")}
         return {
             key: {k: v for k, v in value.items() if k not in COSMETIC.get(key, ())}
             if isinstance(value, dict)
@@ -73,6 +81,14 @@ class GlueRoot(PretrainRoot):
 
     glue: GlueConfig = field(default_factory=GlueConfig)
     checkpoint: str | None = None  # a model folder; null takes the pretraining run of this configuration
+
+
+@dataclass(frozen=True)
+class ImagesRoot:
+    """`make images`: the first paper's experiment."""
+
+    results_dir: str = "results"
+    images: ImagesConfig = field(default_factory=ImagesConfig)
 
 
 @dataclass(frozen=True)

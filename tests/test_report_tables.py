@@ -282,7 +282,9 @@ def test_same_records_give_equal_bytes_whatever_their_order(tmp_path, paper):
         write_json(tmp_path / "runs" / f"{record['name']}.json", {"schema_version": 1, **record})
     paths = write_tables(tmp_path)
     first = {path.name: path.read_bytes() for path in paths}
-    assert set(first) == {f"{name}.{end}" for name in ("pretraining", "glue", "mini") for end in ("md", "csv")}
+    assert set(first) == {
+        f"{name}.{end}" for name in ("pretraining", "glue", "mini", "images") for end in ("md", "csv")
+    }
     assert {path.name: path.read_bytes() for path in write_tables(tmp_path)} == first
 
 

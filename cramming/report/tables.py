@@ -8,6 +8,7 @@ import yaml
 from cramming.errors import UserError
 from cramming.files import write_atomic
 from cramming.report.groups import pretrain_groups, suite_groups
+from cramming.report.images import images_csv, images_markdown
 from cramming.report.pretraining import pretraining_csv, pretraining_markdown
 from cramming.report.record import read_records
 from cramming.report.suites import glue_csv, glue_markdown, mini_csv, mini_markdown
@@ -29,6 +30,7 @@ def read_paper(path: Path) -> dict[str, Any]:
 def build_tables(records: list[dict[str, Any]], paper: dict[str, Any]) -> dict[str, str]:
     """File name -> content of every table; a pure function of its arguments."""
     pretraining = pretrain_groups(records)
+    leaf_fff = paper.get("leaf_fff", {})
     glue, mini = suite_groups(records, "glue"), suite_groups(records, "mini")
     return {
         "pretraining.md": pretraining_markdown(pretraining),
@@ -37,6 +39,8 @@ def build_tables(records: list[dict[str, Any]], paper: dict[str, Any]) -> dict[s
         "glue.csv": glue_csv(glue, paper["glue"]),
         "mini.md": mini_markdown(mini),
         "mini.csv": mini_csv(mini),
+        "images.md": images_markdown(records, leaf_fff),
+        "images.csv": images_csv(records, leaf_fff),
     }
 
 
