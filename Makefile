@@ -9,7 +9,7 @@ PICK = experiment=$(EXP) $(if $(TREES),ffn.trees=$(TREES)) $(if $(DEPTH),ffn.dep
 SWEEP = experiment=$(EXP) +sweep=family ffn.depth=$(call list,$(or $(DEPTH),3 5 7)) seed=$(call list,$(or $(SEED),0)) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup prepare pretrain glue tables sweep convert bench test test-all lint clean
+.PHONY: help setup prepare pretrain glue tables sweep images convert regions bench test test-all lint clean
 
 help:  ## this text
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
@@ -40,8 +40,15 @@ sweep: setup  ## pretrain over depths and seeds at about equal neurons, then the
 	$(PY) scripts/pretrain.py --multirun $(SWEEP)
 	$(PY) scripts/tables.py
 
+images: setup  ## the first paper's experiment on scikit-learn's digits (or ARGS="images=mnist"), then the tables
+	$(PY) scripts/images.py $(ARGS)
+	$(PY) scripts/tables.py
+
 convert: setup  ## the authors' checkpoint -> a model folder: make convert ARGS="CHECKPOINT OUT"
 	$(PY) scripts/convert.py $(ARGS)
+
+regions: setup  ## a page of where a checkpoint sends a text's tokens: make regions ARGS="CHECKPOINT TEXT --out page.html"
+	$(PY) scripts/regions.py $(ARGS)
 
 bench: setup  ## layer timings on this machine, checked first
 	$(PY) scripts/bench.py $(ARGS)

@@ -1,0 +1,185 @@
+"""From a checkpoint and a text to what its regions hold: each token's leaves, each node's margins. Not the page."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+from transformers import AutoModel
+
+from cramming.errors import UserError
+from cramming.glue.pretrained import Pretrained, first_line, load_tokenizer, open_pretrained, quiet_loading
+from cramming.model import CrammedModel
+from cramming.regions.text import Probe, read_text, tokenise
+from fff import PathFFF
+from fff.regions import recorded_inputs, routed_layers
+from fff.topology import first_node
+from fff.usage import QUANTILES
+
+SEQUENCES = 16  # per forward pass
+# Of leaf numbers in the page before base64: so much loads in well under 2 s.
+PAGE_BYTES = 8_000_000
+
+
+@dataclass(frozen=True)
+class LayerRegions:
+    """One FFF layer on N tokens.
+
+    Attributes:
+        name: the module's name in the encoder.
+        depth: D, decisions on a path.
+        leaves: (T, N) uint8, uint16 or uint32, whichever holds 2^D - 1.
+        margins: (T, 2^D - 1, 5) float32: quantiles 5, 25, 50, 75, 95 % of |score| at each deciding node, over the
+            tokens that visit it; NaN where none does.
+        editable: whether `fff.regions.edit_leaf` takes this kind of layer.
+    """
+
+    name: str
+    depth: int
+    leaves: np.ndarray
+    margins: np.ndarray
+    editable: bool
+
+
+@dataclass(frozen=True)
+class Regions:
+    """What the page shows.
+
+    Attributes:
+        run: name of the checkpoint's run.
+        probe: the text.
+        vocabulary: token string -> for each id in probe.ids.
+        layers: in the model's order.
+        seq_len: tokens that the model read together.
+    """
+
+    run: str
+    probe: Probe
+    vocabulary: dict[int, str]
+    layers: list[LayerRegions]
+    seq_len: int
+
+
+def measure(checkpoint: Path, text_file: Path, tokens: int) -> Regions:
+    """Run a checkpoint's encoder over the beginning of a text and keep where every token goes; a bar shows how far.
+
+    Args:
+        checkpoint: a model folder of this project, or the run's folder around it.
+        text_file: UTF-8 text. It is read in windows of the model's longest input, with no token masked.
+        tokens: how many at most; fewer where the page would grow too large (many layers and trees).
+
+    Raises:
+        UserError: the checkpoint or the text is missing, damaged or of another kind, or no layer is an FFF.
+    """
+    if tokens < 1:
+        raise UserError(f"--tokens is {tokens}; give 1 or more.")
+    text, whole = read_text(text_file, tokens)
+    pretrained = open_pretrained(checkpoint)
+    tokenizer = load_tokenizer(pretrained)
+    model = load_encoder(pretrained)
+    layers = routed_layers(model)
+    if not layers:
+        kind = getattr(model.config, "ffn", {}).get("kind", "none")
+        raise UserError(
+            f"{pretrained.folder} has no FFF layers (ffn.kind is {kind!r}), so it has no regions; give a checkpoint "
+            "pretrained with ffn=path, e.g. `make pretrain DEPTH=7`."
+        )
+    per_token = sum(layer.trees * leaf_type(layer.depth).itemsize for layer in layers.values())
+    probe = tokenise(text_file, text, whole, tokenizer, max(1, min(tokens, PAGE_BYTES // per_token)))
+    measured = run_over(model, layers, probe.ids, pretrained.max_length)
+    used = np.unique(probe.ids).tolist()
+    names = dict(zip(used, tokenizer.convert_ids_to_tokens(used), strict=True))
+    return Regions(pretrained.run, probe, names, measured, pretrained.max_length)
+
+
+def load_encoder(pretrained: Pretrained) -> CrammedModel:
+    """The checkpoint's encoder in float32, in evaluation mode, on the GPU where there is one.
+
+    Raises:
+        UserError: weights are missing or do not fit config.json.
+    """
+    try:
+        with quiet_loading():
+            model, report = AutoModel.from_pretrained(pretrained.folder, output_loading_info=True)
+    except (RuntimeError, ValueError, KeyError, TypeError, OSError) as error:
+        raise UserError(f"{pretrained.folder}: the weights do not fit config.json ({first_line(error)}).") from error
+    if missing := sorted(report["missing_keys"]):
+        raise UserError(
+            f"{pretrained.folder}: model.safetensors lacks {len(missing)} weights, {missing[0]} among them."
+        )
+    return model.float().eval().to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@torch.inference_mode()
+def run_over(model: CrammedModel, layers: dict[str, Any], ids: np.ndarray, seq_len: int) -> list[LayerRegions]:
+    """Each layer's leaves and margins for the tokens `ids` (N,), in windows of `seq_len` tokens."""
+    leaves = {name: np.empty((layer.trees, len(ids)), leaf_type(layer.depth)) for name, layer in layers.items()}
+    scores = {name: np.empty((layer.trees, len(ids), layer.depth), np.float32) for name, layer in layers.items()}
+    with recorded_inputs(model) as inputs, progress(len(ids)) as bar:
+        done = 0
+        for batch in windows(ids, seq_len):
+            model(input_ids=torch.from_numpy(batch).to(model.device))
+            span = slice(done, done + batch.size)
+            for name, layer in layers.items():
+                nodes, found = layer.path(inputs[name].pop().flatten(0, -2))
+                leaf = nodes[..., layer.depth] - first_node(layer.depth)
+                leaves[name][:, span] = leaf.T.cpu().numpy()
+                scores[name][:, span] = found[..., : layer.depth].abs().float().transpose(0, 1).cpu().numpy()
+            done += batch.size
+            bar.update(batch.size)
+    return [
+        LayerRegions(
+            name,
+            layer.depth,
+            leaves[name],
+            np.stack([*map(node_margins, leaves[name], scores.pop(name))]),
+            isinstance(layer, PathFFF),
+        )
+        for name, layer in layers.items()
+    ]
+
+
+def windows(ids: np.ndarray, seq_len: int) -> Iterator[np.ndarray]:
+    """Batches (at most 16, seq_len) of consecutive tokens; what remains comes last, as one shorter sequence."""
+    full = len(ids) // seq_len * seq_len
+    step = SEQUENCES * seq_len
+    for start in range(0, full, step):
+        yield ids[start : min(start + step, full)].reshape(-1, seq_len)
+    if full < len(ids):
+        yield ids[full:][None]
+
+
+def node_margins(leaves: np.ndarray, margins: np.ndarray) -> np.ndarray:
+    """Quantiles (2^D - 1, 5) float32 of the margins (N, D) at each deciding node; NaN at nodes that no token visits.
+
+    Between two margins, the quantile is interpolated linearly.
+    """
+    count, depth = margins.shape
+    result = np.full((first_node(depth), len(QUANTILES)), np.nan, np.float32)
+    for level in range(depth):
+        node = first_node(level) + (leaves.astype(np.int64) >> (depth - level))
+        order = np.lexsort((margins[:, level], node))
+        ranked = margins[order, level]
+        visited, starts = np.unique(node[order], return_index=True)
+        sizes = np.diff(np.append(starts, count))
+        at = starts[:, None] + (sizes[:, None] - 1) * np.array(QUANTILES)
+        low = np.floor(at).astype(np.int64)
+        high = np.ceil(at).astype(np.int64)
+        result[visited] = ranked[low] + (at - low) * (ranked[high] - ranked[low])
+    return result
+
+
+def leaf_type(depth: int) -> np.dtype:
+    """The smallest little-endian type for leaf numbers up to 2^depth - 1."""
+    return np.dtype("<u1" if depth <= 8 else "<u2" if depth <= 16 else "<u4")
+
+
+@contextlib.contextmanager
+def progress(total: int) -> Iterator[tqdm]:
+    """A bar of tokens, which leaves nothing behind."""
+    with tqdm(total=total, desc="reading the text", unit=" tokens", unit_scale=True, leave=False) as bar:
+        yield bar

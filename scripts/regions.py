@@ -1,0 +1,37 @@
+"""Look inside a checkpoint: one HTML page of where its FFF layers send the tokens of a text. No network."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from cramming.errors import UserError
+from cramming.regions.measure import measure
+from cramming.regions.page import write_page
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("checkpoint", type=Path, help="a run's folder, or the model folder in it")
+    parser.add_argument("text", type=Path, help="UTF-8 text to send through the model")
+    parser.add_argument("--out", type=Path, default=Path("regions.html"), help="page to write (default regions.html)")
+    parser.add_argument("--tokens", type=int, default=65536, help="tokens of the text at most (default 65536)")
+    arguments = parser.parse_args()
+    try:
+        if arguments.out.is_dir():
+            raise UserError(
+                f"--out: {arguments.out} is a folder; name a file in it, e.g. {arguments.out}/regions.html."
+            )
+        regions = measure(arguments.checkpoint, arguments.text, arguments.tokens)
+        size = write_page(regions, arguments.out)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    part = "all" if regions.probe.whole else "the beginning"
+    print(f"tokens     {len(regions.probe.ids):,}, {part} of {arguments.text}")
+    print(f"layers     {len(regions.layers)} of FFF, in {regions.run}")
+    print(f"written    {arguments.out} ({size / 1e6:.1f} MB)")
+    print("next       open it in a browser; fff.regions.edit_leaf edits a region you found")
+
+
+if __name__ == "__main__":
+    main()
