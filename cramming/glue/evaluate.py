@@ -7,7 +7,7 @@ from cramming.errors import UserError
 from cramming.glue.pretrained import Pretrained, open_pretrained
 from cramming.glue.suite import Suite, run_suite, summary
 from cramming.roots import GlueRoot
-from cramming.train.tracking import open_wandb
+from cramming.train.tracking import close_wandb, open_wandb
 
 
 def evaluate_run(root: GlueRoot) -> int:
@@ -34,8 +34,7 @@ def evaluate_run(root: GlueRoot) -> int:
         log = wandb_run.log if wandb_run is not None else None
         records = run_suite(Suite(config, pretrained, Path(root.results_dir), documents, log))
     finally:
-        if wandb_run is not None:
-            wandb_run.finish()
+        close_wandb(wandb_run)
     print(f"\n{pretrained.run}: {suite}\n{summary(config, records)}")
     failed = [record["name"] for record in records if record["status"] != "finished"]
     if failed:

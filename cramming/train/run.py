@@ -32,7 +32,7 @@ from cramming.train.hooks import (
 )
 from cramming.train.loop import Trainer
 from cramming.train.optim import build_optimiser
-from cramming.train.tracking import open_wandb
+from cramming.train.tracking import close_wandb, open_wandb
 from cramming.train.usage import UsageHook, heatmap, wandb_usage
 from cramming.train.validate import Validation
 from fff.hardening import hardenable
@@ -128,8 +128,7 @@ class Run:
             raise
         finally:
             loader.close()
-            if wandb_run is not None:
-                wandb_run.finish()
+            close_wandb(wandb_run)
         if trainer.stop_reason is not None:
             raise UserError(
                 f"Stopped by {trainer.stop_reason} at step {state.step} ({state.progress:.1%} of the budget); the "

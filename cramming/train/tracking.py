@@ -37,3 +37,16 @@ def open_wandb(config: WandbConfig, *, name: str, folder: Path, settings: dict[s
         config=settings,
         settings=wandb.Settings(silent=True, console="off"),
     )
+
+
+def close_wandb(run: Any) -> None:
+    """Finish a run and stop W&B's service thread; None is no run.
+
+    Left to itself that daemon thread is cut off while the interpreter ends, which can abort a process whose work is done.
+    """
+    if run is None:
+        return
+    import wandb
+
+    run.finish()
+    wandb.teardown()
