@@ -21,6 +21,7 @@ from fff.reference import path_fff
 
 WIDTH = 768
 DENSE_WIDTHS = (3072, 4095, 4096)
+LEAST_SAMPLES = 5  # beside one to warm up
 SECONDS_PER_CASE = 4.0
 MARGIN = 1e-4  # a score nearer to 0 may be rounded to either side
 
@@ -35,7 +36,8 @@ def check(layer: PathFFF, x: Tensor) -> float:
     """Largest error of the layer's output against the float64 definition, relative to the largest output.
 
     Raises:
-        AssertionError: the error is above what the dtype allows; no time is reported then.
+        AssertionError: another node was visited where every margin is clear, or the error is above what the dtype
+            allows; no time is reported then.
     """
     wide = [p.detach().double() if p is not None else None for p in (layer.w_in, layer.b_in, layer.w_out)]
     w_in, b_in, w_out = wide
@@ -43,6 +45,8 @@ def check(layer: PathFFF, x: Tensor) -> float:
     assert w_out is not None
     result = path_fff(x.double(), w_in, b_in, w_out, layer.activation)
     clear = (result.scores.abs() > MARGIN).flatten(1).all(1)
+    nodes = layer.path(x)[0]
+    assert torch.equal(nodes[clear], result.nodes[clear]), f"{layer.provider}: other nodes than the definition's"
     with torch.no_grad():
         error = (layer(x).double() - result.y)[clear].abs().max() / result.y.abs().max()
     allowed = 1e-5 if x.dtype == torch.float32 else 3e-2
@@ -80,7 +84,7 @@ def interleaved(cases: dict[str, Case], device: torch.device) -> dict[str, list[
     """Seconds of each case, taken in turn until the time per case is used; the first turn warms up."""
     times: dict[str, list[float]] = {name: [] for name in cases}
     turn, deadline = 0, time.perf_counter() + SECONDS_PER_CASE * len(cases)
-    while turn < 3 or (time.perf_counter() < deadline and turn < 200):
+    while turn <= LEAST_SAMPLES or (time.perf_counter() < deadline and turn < 200):
         for name, call in cases.items():
             started = time.perf_counter()
             call(turn)
@@ -122,7 +126,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="fff.bench", description=__doc__)
     parser.add_argument("--shapes", default="1x11,32x6", help="trees x depth, comma-separated")
-    parser.add_argument("--tokens", default="128,4096")
+    parser.add_argument("--tokens", default="1,128,4096")
     parser.add_argument("--dtypes", default="float32,bfloat16")
     parser.add_argument("--modes", default="inference,training")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

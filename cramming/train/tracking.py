@@ -42,7 +42,7 @@ def open_wandb(config: WandbConfig, *, name: str, folder: Path, settings: dict[s
 def close_wandb(run: Any) -> None:
     """Finish a run and stop W&B's service thread; None is no run.
 
-    Left to itself that daemon thread is cut off while the interpreter ends, which can abort a process whose work is done.
+    Left to itself that daemon thread is cut off while the interpreter ends, which can abort a finished process.
     """
     if run is None:
         return
