@@ -70,8 +70,10 @@ def test_two_processes_make_it_once(tmp_path, corpus, data):
 
 
 CHILD = """
+import signal
 import sys
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background of a shell has it ignored
 sys.path.insert(0, {tests!r})
 from data_helpers import text_config
 from cramming.data import encode
