@@ -3,6 +3,7 @@
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs
 
 from cramming.errors import UserError
 
@@ -17,4 +18,7 @@ def make_accelerator(key: str, precision: str, *, cpu: bool = False) -> Accelera
     if precision == "fp16" and not torch.cuda.is_available():
         raise UserError(f"{key} is fp16, which needs a GPU; use bf16 or fp32.")
     AcceleratorState._reset_state()  # one process may run several configurations, each with its own precision
-    return Accelerator(mixed_precision="no" if precision == "fp32" else precision, cpu=cpu)
+    # Buffers follow from configuration and progress. To broadcast them would make every forward pass a meeting of all
+    # processes, and one without a share of the validation set would not come.
+    parallel = DistributedDataParallelKwargs(broadcast_buffers=False)
+    return Accelerator(mixed_precision="no" if precision == "fp32" else precision, cpu=cpu, kwargs_handlers=[parallel])

@@ -9,7 +9,6 @@ glue         cramming.glue.config.GlueConfig      cramming.glue.finetune
 images       cramming.images.config.ImagesConfig  cramming.images.suite
 """
 
-import errno
 import sys
 import types
 import typing
@@ -24,7 +23,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from cramming.errors import UserError
+from cramming.errors import Stopped, UserError
+from cramming.files import is_full_disk
 from cramming.roots import GlueRoot, ImagesRoot, PretrainRoot, TablesRoot
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -84,7 +84,8 @@ def _build(cls: type, values: dict[str, Any]) -> Any:
 def entry(name: str) -> Callable[[Callable[[Any], None]], Callable[[], None]]:
     """Decorator of a script's main: reads configs/<name>.yaml and the command line, and ends errors in one line.
 
-    A mistake of the user ends with status 2. In a multirun the other jobs still run, and the status says so at the end.
+    A mistake of the user ends with status 2. In a multirun the other jobs still run, and the status says so at the end;
+    only a signal ends them all.
     """
 
     def decorate(main: Callable[[Any], None]) -> Callable[[], None]:
@@ -96,11 +97,14 @@ def entry(name: str) -> Callable[[Callable[[Any], None]], Callable[[], None]]:
             except UserError as error:
                 print(f"error: {error}", file=sys.stderr)
                 failed.append(str(error))
-            except OSError as error:
-                if error.errno != errno.ENOSPC:
+                if isinstance(error, Stopped):  # meant for the whole command, also in a multirun
+                    sys.exit(2)
+            except Exception as error:
+                if not is_full_disk(error):
                     raise
                 print(
-                    f"error: the disk is full ({error.filename}); free some space and run the same command.",
+                    f"error: a disk is full ({error}); free some space (output_dir={config.get('output_dir')}, "
+                    f"results_dir={config.results_dir}) and run the same command.",
                     file=sys.stderr,
                 )
                 failed.append("disk full")

@@ -7,3 +7,7 @@ class UserError(Exception):
     The message is one or two sentences: which key or file is wrong, what was found, and what to do. Scripts print it
     without a traceback and leave with exit status 2.
     """
+
+
+class Stopped(UserError):
+    """The user ended a run with a signal; the message says how to go on. A sweep ends with it."""

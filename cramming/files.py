@@ -1,5 +1,6 @@
 """Files that are complete or absent: atomic writes, folder commits, hashes, locks. Not for any format."""
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -73,6 +74,28 @@ def sha256(path: Path) -> str:
 def short_hash(value: Any, length: int = 8) -> str:
     """First `length` hexadecimal digits of the SHA-256 of a JSON-able value with sorted keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:length]
+
+
+def is_full_disk(error: BaseException | None) -> bool:
+    """Whether an error comes from a full disk or quota, also where a library made its own error of it."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if any(f"os error {number}" in str(error) for number in (errno.ENOSPC, errno.EDQUOT)):  # safetensors, in Rust
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+@contextmanager
+def no_space(folder: Path, key: str) -> Iterator[None]:
+    """Turn a full disk of `folder`, which the configuration key `key` set, into a UserError."""
+    try:
+        yield
+    except Exception as error:
+        if not is_full_disk(error):
+            raise
+        raise UserError(f"The disk of {folder} is full; free some space, or set {key} to another.") from error
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from cramming.data.config import DataConfig
+from cramming.errors import UserError
 from cramming.files import short_hash
 from cramming.glue.config import GlueConfig
 from cramming.images.config import ImagesConfig
@@ -33,6 +34,10 @@ class PretrainRoot:
     train: TrainConfig = field(default_factory=TrainConfig)
     hardening: HardeningConfig = field(default_factory=HardeningConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"seed is {self.seed}; set it from 0 to 2^32 - 1.")
 
     def as_dict(self) -> dict[str, Any]:
         """The configuration as plain values, for records."""

@@ -44,12 +44,22 @@ def test_jsonl_takes_the_field(tmp_path, ending):
     assert list(read_documents(path, "body")) == DOCUMENTS
 
 
-def test_parquet_takes_the_column(tmp_path):
-    path = tmp_path / "a.parquet"
-    pyarrow.parquet.write_table(pyarrow.table({"text": [*DOCUMENTS, None, ""], "n": list(range(6))}), path)
+@pytest.mark.parametrize("ending", COMPRESS)
+def test_parquet_takes_the_column(tmp_path, ending):
+    plain, path = tmp_path / "plain.parquet", tmp_path / f"a.parquet{ending}"
+    pyarrow.parquet.write_table(pyarrow.table({"text": [*DOCUMENTS, None, ""], "n": list(range(6))}), plain)
+    path.write_bytes(COMPRESS[ending](plain.read_bytes()))
     assert list(read_documents(path, "text")) == DOCUMENTS
     with pytest.raises(UserError, match=r"no column 'body' \(data\.text_field\); it has text, n"):
         list(read_documents(path, "body"))
+    with pytest.raises(UserError, match=r"column 'n' \(data\.text_field\) holds int64, not text"):
+        list(read_documents(path, "n"))
+
+
+def test_zst_of_several_frames_is_read_to_its_end(tmp_path):
+    path = tmp_path / "a.txt.zst"
+    path.write_bytes(b"".join(COMPRESS[".zst"](f"{document}\n\n".encode()) for document in DOCUMENTS))
+    assert list(read_documents(path, "text")) == DOCUMENTS
 
 
 def test_a_document_without_end_is_cut_and_not_lost(tmp_path, monkeypatch):
@@ -82,6 +92,8 @@ def test_files_come_in_the_globs_order(tmp_path):
         ("a.txt.xz", lzma.compress(b"word " * 10_000)[:-40], r"a\.txt\.xz is damaged"),
         ("a.txt.gz", gzip.compress(b"word " * 1000)[:-9], r"a\.txt\.gz is damaged"),
         ("a.txt.zst", b"no zst at all", r"a\.txt\.zst is damaged"),
+        ("a.txt.zst", zstandard.compress(b"word " * 10_000)[:-9], r"a\.txt\.zst is damaged .*ends too early"),
+        ("a.parquet.gz", gzip.compress(b"PAR1 no parquet"), r"a\.parquet\.gz is damaged"),
         ("a.parquet", b"PAR1 no parquet", r"a\.parquet is damaged"),
         ("a.jsonl", b'{"text": "x"}\nbroken\n', r"a\.jsonl, line 2: not valid JSON"),
         ("a.jsonl", b'{"body": "x"}\n', r"a\.jsonl, line 1: no text under data\.text_field='text' \(found: body"),

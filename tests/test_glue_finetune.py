@@ -171,13 +171,13 @@ def test_limited_training_data_are_marked_partial(suite):
 
 def test_legacy_warmup_takes_the_first_tasks_steps_for_all(suite, tmp_path):
     home = tmp_path / "glue" / "WNLI"
-    made = suite(tasks=["sst2", "wnli"], warmup="legacy", epochs=4)
+    made = suite(tasks=["wnli", "sst2"], warmup="legacy", epochs=4)
     home.mkdir()
     for name in ("train", "dev"):
         (home / f"{name}.tsv").write_text("index\tsentence1\tsentence2\tlabel\n0\tgood\tbad\t1\n1\tbad\tbad\t0\n")
     records = run_suite(made)
     assert [r["config"]["glue"]["warmup_steps"] for r in records] == [2, 2]
-    assert records[1]["status"] == "finished"
+    assert records[0]["status"] == "finished"
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,10 @@ def test_legacy_warmup_takes_the_first_tasks_steps_for_all(suite, tmp_path):
         (lambda model: (model / "tokenizer.json").unlink(), "tokenizer.json is missing"),
         (lambda model: change(model, model_type="bert"), "model_type is 'bert'"),
         (lambda model: change(model, vocab_size=40), "tokenizer has 22 tokens, the model 40"),
+        (lambda model: cut(model / "model.safetensors"), "model.safetensors is damaged"),
+        (lambda model: (model / "tokenizer.json").write_text("{}"), "the tokenizer is damaged"),
         (lambda model: change(model, num_hidden_layers=2), "lacks"),
+        (lambda model: change(model, num_hidden_layers=0), "has too many, namely"),
         (lambda model: change(model, hidden_size=64), "do not fit"),
         (lambda model: change(model, ffn={"kind": "dense", "width": 16, "activation": "gelu"}), "lacks"),
         (lambda model: change(model, ffn={"kind": "dense"}), "do not fit"),
@@ -201,6 +204,10 @@ def test_a_checkpoint_that_does_not_fit_is_named_before_training(suite, tmp_path
     with pytest.raises(UserError, match=words):
         run_suite(suite())
     assert not (tmp_path / "results").exists()
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-100])
 
 
 def change(model, **values):

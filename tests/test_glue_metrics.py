@@ -74,10 +74,11 @@ def test_schedule_equals_transformers_cosine():
 
 def test_the_leak_gives_every_task_the_first_tasks_warmup():
     # CoLA, RTE, MRPC, STS-B at 5 epochs and batch 16: 267 steps, a third of RTE's 780 (34 %).
-    steps = [total_steps(examples, 16, 5) for examples in (8551, 2490, 3668, 5749)]
-    assert steps == [2675, 780, 1150, 1800]
-    assert warmup_steps(steps, 0.1, "per_task") == [267, 78, 115, 180]
+    sizes = {"rte": 2490, "mrpc": 3668, "stsb": 5749, "cola": 8551}
+    steps = {name: total_steps(examples, 16, 5) for name, examples in sizes.items()}
+    assert list(steps.values()) == [780, 1150, 1800, 2675]
+    assert warmup_steps(steps, 0.1, "per_task") == [78, 115, 180, 267]
     assert warmup_steps(steps, 0.1, "legacy") == [267] * 4
     # After a task as large as MNLI (without CoLA), RTE never leaves warm-up.
-    assert warmup_steps([total_steps(392702, 16, 5), 780], 0.1, "legacy")[1] > 780
+    assert warmup_steps({"rte": 780, "mnli": total_steps(392702, 16, 5)}, 0.1, "legacy")[0] > 780
     assert lr_factor(779, 780, 12271) == pytest.approx(779 / 12271)

@@ -109,3 +109,20 @@ def test_misfits_are_named() -> None:
         convert(broken, heads=HEADS)
     with pytest.raises(UserError, match=r"pooler\.weight"):
         convert(state | {"pooler.weight": torch.zeros(1)}, heads=HEADS)
+    with pytest.raises(UserError, match="--trees"):
+        convert(state, trees=0, heads=HEADS)
+
+
+def test_bad_folders_are_named(tmp_path) -> None:
+    weights = tmp_path / "theirs" / "pytorch_model.bin"
+    weights.parent.mkdir()
+    with pytest.raises(UserError, match=r"neither model\.safetensors nor"):
+        convert_folder(weights.parent, tmp_path / "ours")
+    torch.save(synthetic(1, 2), weights)
+    with pytest.raises(UserError, match="--heads"):
+        convert_folder(weights.parent, tmp_path / "ours", heads=HEADS + 1)
+    for content in (b"", weights.read_bytes()[:-200]):
+        weights.write_bytes(content)
+        with pytest.raises(UserError, match="the weights are damaged"):
+            convert_folder(weights.parent, tmp_path / "ours", heads=HEADS)
+    assert not (tmp_path / "ours").exists()

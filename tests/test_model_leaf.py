@@ -8,6 +8,8 @@ import torch
 from tiny import tiny_root
 
 from cramming.errors import UserError
+from cramming.glue.pretrained import load_classifier, open_pretrained
+from cramming.glue.tasks import suite_tasks
 from cramming.model import CrammedConfig, CrammedForMaskedLM
 from cramming.model.config import FFNConfig
 from cramming.model.ffn import build_ffn
@@ -68,6 +70,12 @@ def test_evaluation_is_hard_and_survives_a_round_trip(tmp_path: Path) -> None:
     again = CrammedForMaskedLM.from_pretrained(tmp_path).eval()
     assert torch.equal(again(tokens).logits, logits)
     assert all(layer.temperature == 1 for layer in hardenable(again))
+
+
+def test_finetuning_is_hard_as_evaluation_is(tmp_path: Path) -> None:
+    model().save_pretrained(tmp_path)
+    classifier = load_classifier(open_pretrained(tmp_path), suite_tasks("mini")["word_order"], dropout=0.0)
+    assert [layer.form for layer in hardenable(classifier)] == ["hard", "hard"]
 
 
 def test_the_new_fields_leave_other_layers_names_alone(tmp_path: Path) -> None:

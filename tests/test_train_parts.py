@@ -130,4 +130,5 @@ def test_what_weight_decay_touches() -> None:
     assert decays("ffn.w_in", matrix)
     assert decays("words.weight", matrix)
     assert not decays("ffn.b_in", matrix)
+    assert not decays("ffn.b_out", matrix)
     assert not decays("norm.weight", vector)

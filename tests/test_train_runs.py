@@ -1,5 +1,6 @@
 """Whole tiny runs: kill and resume, two processes, stops, divergence, damaged checkpoints."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -10,15 +11,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tiny import tiny_root
 
-from cramming.errors import UserError
-from cramming.train import loop
+from cramming.errors import Stopped, UserError
+from cramming.files import is_full_disk
+from cramming.train import checkpoint, loop
 from cramming.train.checkpoint import Checkpoints
 from cramming.train.config import TrainConfig, WandbConfig
 from cramming.train.hooks import Diverged, read_history
 from cramming.train.pretrain import pretrain
+from cramming.train.tracking import check_wandb
 
 TINY = Path(__file__).with_name("tiny.py")
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -75,6 +79,13 @@ def test_two_processes_follow_one(whole: Path, tmp_path: Path) -> None:
         assert two["train/loss"] == pytest.approx(one["train/loss"], abs=2e-4)
 
 
+def test_a_process_without_a_share_of_the_validation_set_waits_for_nobody(tmp_path: Path) -> None:
+    settings = ("microbatch=4", "valid_sequences=4", "budget_steps=2", "validations=1")
+    done = run(tmp_path, *settings, processes=2)
+    assert done.returncode == 0, done.stderr
+    assert "valid/loss" in history(tmp_path)[-1]
+
+
 def test_the_record_and_the_exported_model(whole: Path) -> None:
     (path,) = whole.glob("results/runs/*.json")
     record = json.loads(path.read_text())
@@ -102,9 +113,8 @@ def test_a_finished_run_is_recognised(whole: Path, capsys: pytest.CaptureFixture
     assert model_file(whole).stat().st_mtime_ns == before
 
 
-def test_sigterm_leaves_a_checkpoint_and_the_run_continues(
-    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def stop_in_fifth_step(patch: pytest.MonkeyPatch) -> None:
+    """Let SIGTERM arrive there."""
     step = loop.Trainer.step
 
     def signalled(self: loop.Trainer) -> loop.Step:
@@ -112,14 +122,30 @@ def test_sigterm_leaves_a_checkpoint_and_the_run_continues(
             os.kill(os.getpid(), signal.SIGTERM)
         return step(self)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(loop.Trainer, "step", signalled)
-        with pytest.raises(UserError, match=r"SIGTERM at step 5.*same command continues"):
-            pretrain(tiny_root(tmp_path))
+    patch.setattr(loop.Trainer, "step", signalled)
+
+
+def test_sigterm_leaves_a_checkpoint_and_the_run_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = tiny_root(tmp_path)
+    with monkeypatch.context() as patch:
+        stop_in_fifth_step(patch)
+        with pytest.raises(Stopped, match=r"SIGTERM at step 5.*same command continues"):
+            pretrain(root)
     assert (root.run_folder / "checkpoints" / "step-5").is_dir()
     pretrain(root)
     assert [row["step"] for row in history(tmp_path)] == list(range(1, 13))
+
+
+def test_a_token_budget_survives_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    budget = {"budget_steps": None, "budget_tokens": 4500}  # no whole number of batches: the last one is cut
+    pretrain(tiny_root(tmp_path / "whole", **budget))
+    root = tiny_root(tmp_path / "stopped", **budget)
+    with monkeypatch.context() as patch:
+        stop_in_fifth_step(patch)
+        with pytest.raises(Stopped):
+            pretrain(root)
+    pretrain(root)
+    assert history(tmp_path / "stopped") == history(tmp_path / "whole")
 
 
 def test_a_non_finite_loss_stops_the_run_and_keeps_the_checkpoint(
@@ -141,6 +167,23 @@ def test_a_non_finite_loss_stops_the_run_and_keeps_the_checkpoint(
     (path,) = tmp_path.glob("results/runs/*.json")
     assert json.loads(path.read_text())["status"] == "diverged"
     assert not root.run_folder.joinpath("model").exists()
+
+
+def test_a_non_finite_gradient_stops_the_run_before_its_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = loop.Trainer.step
+
+    def poisoned(self: loop.Trainer) -> loop.Step:
+        if self.state.step == 5:  # the next one ends at a mark
+            self.raw_model.decoder.weight.register_hook(lambda gradient: gradient * float("inf"))
+        return step(self)
+
+    monkeypatch.setattr(loop.Trainer, "step", poisoned)
+    root = tiny_root(tmp_path)
+    with pytest.raises(Diverged, match=r"loss is \d.* norm nan at step 6.*gradients not finite in"):
+        pretrain(root)
+    assert [path.name for path in (root.run_folder / "checkpoints").glob("step-*")] == ["step-3"]
 
 
 def test_damaged_and_foreign_checkpoints_are_refused(whole: Path, tmp_path: Path) -> None:
@@ -166,6 +209,23 @@ def test_wandb_offline_writes_its_run_file(tmp_path: Path) -> None:
     pretrain(replace(root, wandb=WandbConfig(mode="offline")))
     (log,) = root.run_folder.glob("wandb/offline-run-*/run-*.wandb")
     assert b"valid/loss" in log.read_bytes()
+
+
+def test_without_wandb_only_off_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    check_wandb(WandbConfig(mode="off"))
+    with pytest.raises(UserError, match=r"not installed; choose wandb=off"):
+        pretrain(replace(tiny_root(tmp_path), wandb=WandbConfig(mode="auto")))
+    assert not (tmp_path / "outputs" / "data").exists()  # refused before the data are prepared
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_is_known_whoever_met_it(tmp_path: Path) -> None:
+    with pytest.raises(Exception, match=r".") as caught:
+        checkpoint._save({"weights": torch.zeros(100_000)}, Path("/dev/full"))
+    assert is_full_disk(caught.value)
+    assert is_full_disk(SafetensorError("I/O error: No space left on device (os error 28)"))
+    assert not is_full_disk(RuntimeError("something else"))
 
 
 def test_fp16_without_a_gpu_is_refused(tmp_path: Path) -> None:

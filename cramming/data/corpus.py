@@ -2,20 +2,18 @@
 
 import codecs
 import glob
-import gzip
 import itertools
 import json
-import lzma
 import re
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
-import zstandard
 
+from cramming.data.compressed import COMPRESSIONS, decompressed, unpacked
+from cramming.data.compressed import DAMAGE as DAMAGED_COMPRESSION
 from cramming.data.source import Advance, no_progress
 from cramming.errors import UserError
 from cramming.files import sha256
@@ -25,8 +23,7 @@ BLOCK_BYTES = 1 << 20
 MAX_DOCUMENT_CHARACTERS = 4 << 20
 EMPTY_LINES = re.compile(r"\n(?:[ \t\r\f\v]*\n)+")
 KINDS = (".txt", ".jsonl", ".parquet")
-COMPRESSIONS = (".xz", ".gz", ".zst")
-DAMAGE = (lzma.LZMAError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError, EOFError, pyarrow.ArrowInvalid)
+DAMAGE = (*DAMAGED_COMPRESSION, pyarrow.ArrowInvalid)
 
 
 class TextSource:
@@ -113,10 +110,10 @@ def file_stat(path: Path) -> tuple[int, int]:
 def kind(path: Path) -> str:
     """Format of a file from its name: .txt, .jsonl or .parquet; UserError for others."""
     suffixes = path.suffixes
-    if suffixes and suffixes[-1] in COMPRESSIONS and suffixes[-2:-1] != [".parquet"]:
+    if suffixes and suffixes[-1] in COMPRESSIONS:
         suffixes = suffixes[:-1]
     if not suffixes or suffixes[-1] not in KINDS:
-        raise UserError(f"{path} is of unknown kind; use .txt or .jsonl (also .xz, .gz, .zst), or .parquet.")
+        raise UserError(f"{path} is of unknown kind; use .txt, .jsonl or .parquet, each also .xz, .gz or .zst.")
     return suffixes[-1]
 
 
@@ -181,14 +178,18 @@ def json_text(path: Path, number: int, line: str, text_field: str) -> str:
 
 def read_parquet(path: Path, text_field: str, advance: Advance) -> Iterator[str]:
     """The text column, row group after row group."""
-    with pyarrow.parquet.ParquetFile(path, pre_buffer=False) as file:
+    with unpacked(path) as whole, pyarrow.parquet.ParquetFile(whole, pre_buffer=False) as file:
         names = file.schema_arrow.names
         if text_field not in names:
             raise UserError(f"{path} has no column {text_field!r} (data.text_field); it has {', '.join(names)}.")
         share = path.stat().st_size // max(1, file.metadata.num_rows)
         for batch in file.iter_batches(batch_size=256, columns=[text_field]):
             advance(share * batch.num_rows)
-            yield from (text for text in batch.column(0).to_pylist() if text)
+            for text in filter(None, batch.column(0).to_pylist()):
+                if not isinstance(text, str):
+                    kind_of = file.schema_arrow.field(text_field).type
+                    raise UserError(f"{path}: column {text_field!r} (data.text_field) holds {kind_of}, not text.")
+                yield text
 
 
 def text_blocks(path: Path, advance: Advance) -> Iterator[str]:
@@ -216,16 +217,3 @@ def text_blocks(path: Path, advance: Advance) -> Iterator[str]:
 def not_utf8(path: Path, done: int, error: UnicodeDecodeError) -> UserError:
     """The error for text in another encoding."""
     return UserError(f"{path} is not UTF-8 (near byte {done + error.start:,} of its content); convert it with iconv.")
-
-
-def decompressed(path: Path, raw: IO[bytes]) -> Any:
-    """A reader of the file's content."""
-    match path.suffix:
-        case ".xz":
-            return lzma.LZMAFile(raw)
-        case ".gz":
-            return gzip.GzipFile(fileobj=raw)
-        case ".zst":
-            return zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
-        case _:
-            return raw

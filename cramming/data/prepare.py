@@ -1,6 +1,5 @@
 """From a DataConfig to a prepared folder, found again when it exists. Not for how text is read or encoded."""
 
-import errno
 import json
 import shutil
 import sys
@@ -31,7 +30,7 @@ from cramming.data.shards import (
 from cramming.data.source import Source
 from cramming.data.tokenizer import load_tokenizer
 from cramming.errors import UserError
-from cramming.files import commit_folder, locked, sha256, short_hash, write_json
+from cramming.files import commit_folder, locked, no_space, sha256, short_hash, write_json
 
 # Raised when the code makes other tokens from the same text, so that older results are not taken for the same.
 PIPELINE_VERSION = 1
@@ -51,7 +50,7 @@ def prepare(config: DataConfig, output_dir: Path) -> PreparedData:
     final = output_dir / "data" / f"{config.name}-{key(config, source)}"
     if final.is_dir():
         return open_prepared(final)
-    with no_space(output_dir):
+    with no_space(output_dir, "output_dir"):
         with one_at_a_time(final):
             if not final.is_dir():
                 make(config, source, final)
@@ -98,17 +97,6 @@ def one_at_a_time(final: Path) -> Iterator[None]:
         print(f"Another process prepares {final}; waiting for it.", file=sys.stderr)
     with locked(lock, wait=True):
         yield
-
-
-@contextmanager
-def no_space(output_dir: Path) -> Iterator[None]:
-    """Turn a full disk into a UserError."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise UserError(f"The disk of {output_dir} is full; free some space, or set output_dir to another.") from error
 
 
 def make(config: DataConfig, source: Source | None, final: Path) -> None:

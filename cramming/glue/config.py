@@ -30,7 +30,7 @@ class GlueConfig:
     beta2: float = 0.98  # AdamW
     eps: float = 1e-6  # AdamW
     weight_decay: float = 0.0  # AdamW, on every parameter
-    warmup: str = "per_task"  # per_task | legacy: every task warms up as many steps as the first task of the run
+    warmup: str = "per_task"  # per_task | legacy: all warm up as many steps as the run's first task by name (CoLA)
     warmup_fraction: float = 0.1  # share of the steps in linear warm-up, then cosine to 0
     max_length: int = 128  # tokens per example, special tokens included
     dropout: float = 0.1  # probability

@@ -7,7 +7,7 @@ from cramming.errors import UserError
 from cramming.glue.pretrained import Pretrained, open_pretrained
 from cramming.glue.suite import Suite, run_suite, summary
 from cramming.roots import GlueRoot
-from cramming.train.tracking import close_wandb, open_wandb
+from cramming.train.tracking import check_wandb, close_wandb, open_wandb
 
 
 def evaluate_run(root: GlueRoot) -> int:
@@ -17,6 +17,7 @@ def evaluate_run(root: GlueRoot) -> int:
         UserError: no checkpoint, data that do not belong to it, or anything wrong with the tasks' files.
     """
     config = root.glue
+    check_wandb(root.wandb)
     folder = Path(root.checkpoint) if root.checkpoint else root.run_folder
     pretrained = open_pretrained(folder)
     suite = "GLUE" if config.suite == "glue" else "mini (not GLUE)"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
@@ -13,6 +14,7 @@ import cramming.model  # registers the Auto classes
 from cramming.errors import UserError
 from cramming.files import read_json, sha256
 from cramming.glue.tasks import Task
+from fff.hardening import set_hardening
 
 WEIGHTS = "model.safetensors"
 
@@ -74,12 +76,18 @@ def open_pretrained(path: Path) -> Pretrained:
 
 
 def load_tokenizer(pretrained: Pretrained) -> PreTrainedTokenizerBase:
-    """The checkpoint's tokenizer; UserError when it is missing or has another vocabulary than the model."""
+    """The checkpoint's tokenizer; UserError when it is missing, damaged or has another vocabulary than the model."""
     if not (pretrained.folder / "tokenizer.json").exists():
         raise UserError(
             f"{pretrained.folder / 'tokenizer.json'} is missing; copy the tokenizer the model was trained with."
         )
-    tokenizer = AutoTokenizer.from_pretrained(pretrained.folder)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(pretrained.folder)
+    except Exception as error:  # the libraries raise plain ones too
+        raise UserError(
+            f"{pretrained.folder}: the tokenizer is damaged ({first_line(error)}); copy the one the model was trained "
+            "with."
+        ) from error
     vocabulary = read_json(pretrained.folder / "config.json")["vocab_size"]
     if len(tokenizer) != vocabulary:
         raise UserError(
@@ -92,26 +100,42 @@ def load_tokenizer(pretrained: Pretrained) -> PreTrainedTokenizerBase:
 def load_classifier(pretrained: Pretrained, task: Task, dropout: float) -> PreTrainedModel:
     """The checkpoint's encoder under a fresh head for `task`; the head comes from torch's current random state.
 
-    UserError when weights of the encoder are missing or of another shape than its configuration says.
+    FFF layers are finetuned hard, as they are evaluated. UserError as `load_weights`.
     """
+    model = load_weights(
+        AutoModelForSequenceClassification,
+        pretrained,
+        num_labels=1 if task.regression else len(task.labels),
+        problem_type="regression" if task.regression else "single_label_classification",
+        hidden_dropout_prob=dropout,
+        classifier_dropout=dropout,
+    )
+    set_hardening(model, form="hard")
+    return model
+
+
+def load_weights(auto: Any, pretrained: Pretrained, **settings: Any) -> PreTrainedModel:
+    """The checkpoint in float32 by one of transformers' Auto classes, with `settings` instead of its own.
+
+    UserError when the file is damaged, or weights of the encoder are missing, left over or of another shape than its
+    configuration says.
+    """
+    weights = pretrained.folder / WEIGHTS
     try:
         with quiet_loading():
-            model, report = AutoModelForSequenceClassification.from_pretrained(
-                pretrained.folder,
-                num_labels=1 if task.regression else len(task.labels),
-                problem_type="regression" if task.regression else "single_label_classification",
-                hidden_dropout_prob=dropout,
-                classifier_dropout=dropout,
-                output_loading_info=True,
-            )
+            model, report = auto.from_pretrained(pretrained.folder, output_loading_info=True, **settings)
+    except SafetensorError as error:
+        raise UserError(f"{weights} is damaged ({first_line(error)}); run `make pretrain` again.") from error
     except (RuntimeError, ValueError, KeyError, TypeError, OSError) as error:
         raise UserError(f"{pretrained.folder}: the weights do not fit config.json ({first_line(error)}).") from error
-    missing = sorted(key for key in report["missing_keys"] if key.startswith(f"{model.base_model_prefix}."))
-    if missing:
-        raise UserError(
-            f"{pretrained.folder / WEIGHTS} lacks {len(missing)} weights of the encoder, {missing[0]} among them; it "
-            "is of another architecture."
-        )
+    # A model with a head keeps the encoder under this name; the head may be fresh.
+    encoder = "" if isinstance(model, cramming.model.CrammedModel) else f"{model.base_model_prefix}."
+    for what, keys in (("lacks", report["missing_keys"]), ("has too many, namely", report["unexpected_keys"])):
+        if found := sorted(key for key in keys if key.startswith(encoder)):
+            raise UserError(
+                f"{weights} {what} {len(found)} weights of the encoder, {found[0]} among them; it is of another "
+                "architecture than config.json says."
+            )
     return model.float()
 
 

@@ -8,14 +8,15 @@ def total_steps(examples: int, batch: int, epochs: int) -> int:
     return -(-examples // batch) * epochs
 
 
-def warmup_steps(steps: list[int], fraction: float, mode: str) -> list[int]:
-    """Warm-up steps of each task of a run, given their total steps in the order of the run.
+def warmup_steps(steps: dict[str, int], fraction: float, mode: str) -> list[int]:
+    """Warm-up steps of each task of a run, given their total steps by name.
 
     `per_task` takes the share of the task's own steps. `legacy` is the leak in UltraFastBERT's public code: the first
-    task's count serves every task, so that a short task after a long one may never leave its warm-up.
+    task's count serves every task, so that a short task after a long one may never leave its warm-up. The first is
+    the authors': theirs run in the order of their names, whatever the order here.
     """
-    own = [int(fraction * total) for total in steps]
-    return own if mode == "per_task" else [own[0]] * len(own)
+    own = {name: int(fraction * total) for name, total in steps.items()}
+    return list(own.values()) if mode == "per_task" else [own[min(own)]] * len(own)
 
 
 def lr_factor(step: int, total: int, warmup: int) -> float:

@@ -62,7 +62,8 @@ def run_suite(suite: Suite) -> list[dict[str, Any]]:
     tasks = chosen_tasks(config.suite, config.tasks)
     load_classifier(pretrained, tasks[0], config.dropout)  # weights that do not fit must show before the first training
     data = [load_task(suite, task) for task in tqdm(tasks, desc="reading tasks", unit="task", leave=False)]
-    warmups = warmup_steps([steps_of(config, each) for each in data], config.warmup_fraction, config.warmup)
+    steps = {each.task.name: steps_of(config, each) for each in data}
+    warmups = warmup_steps(steps, config.warmup_fraction, config.warmup)
     records = []
     for each, warmup in zip(data, warmups, strict=True):
         records.extend(run_task(suite, accelerator, tokenizer, each, warmup))

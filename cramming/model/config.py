@@ -29,6 +29,9 @@ class ModelConfig:
         for key in ("hidden_size", "layers", "heads"):
             if getattr(self, key) < 1:
                 raise UserError(f"model.{key} is {getattr(self, key)}; set it to 1 or more.")
+        for key in ("rotary_base", "norm_eps", "init_std"):
+            if not getattr(self, key) > 0:
+                raise UserError(f"model.{key} is {getattr(self, key)}; set it above 0.")
         if self.hidden_size % self.heads:
             raise UserError(
                 f"model.heads is {self.heads}, which does not divide model.hidden_size={self.hidden_size}; "

@@ -1,10 +1,12 @@
 """The authors' weights (UltraFastBERT on the hub) -> our model. Not a way back."""
 
+import pickle
 import re
 import shutil
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -80,7 +82,11 @@ def convert(
 
 def convert_folder(source: Path, out: Path, *, trees: int = 1, heads: int | None = None) -> CrammedForMaskedLM:
     """Convert a downloaded checkpoint folder and save it, with its tokenizer files, as transformers reads it."""
-    model = convert(_read(source), trees=trees, heads=heads)
+    state = _read(source)
+    try:
+        model = convert(state, trees=trees, heads=heads)
+    except (ValueError, RuntimeError) as error:  # of views and of load_state_dict
+        raise UserError(f"{source}: the shapes fit no such model ({error}); give the right --heads.") from error
     beside = out.with_name(f".{out.name}")
     shutil.rmtree(beside, ignore_errors=True)
     model.save_pretrained(beside)
@@ -92,10 +98,13 @@ def convert_folder(source: Path, out: Path, *, trees: int = 1, heads: int | None
 
 
 def _read(source: Path) -> dict[str, Tensor]:
-    if (source / "model.safetensors").exists():
-        return load_file(source / "model.safetensors")
-    if (source / "pytorch_model.bin").exists():
-        return torch.load(source / "pytorch_model.bin", map_location="cpu", weights_only=True)
+    try:
+        if (source / "model.safetensors").exists():
+            return load_file(source / "model.safetensors")
+        if (source / "pytorch_model.bin").exists():
+            return torch.load(source / "pytorch_model.bin", map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, EOFError, OSError, RuntimeError) as error:
+        raise UserError(f"{source}: the weights are damaged ({error}); download them again.") from error
     raise UserError(f"{source} has neither model.safetensors nor pytorch_model.bin; give the downloaded folder.")
 
 
@@ -107,7 +116,7 @@ def _take(state: dict[str, Tensor], name: str) -> Tensor:
 
 def _depth(rows: int, trees: int) -> int:
     try:
-        if rows % trees:
+        if trees < 1 or rows % trees:
             raise ValueError(f"{rows} rows are no multiple of {trees}")
         return depth_of(rows // trees)
     except ValueError as error:

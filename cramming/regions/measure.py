@@ -12,7 +12,7 @@ from tqdm import tqdm
 from transformers import AutoModel
 
 from cramming.errors import UserError
-from cramming.glue.pretrained import Pretrained, first_line, load_tokenizer, open_pretrained, quiet_loading
+from cramming.glue.pretrained import Pretrained, load_tokenizer, load_weights, open_pretrained
 from cramming.model import CrammedModel
 from cramming.regions.text import Probe, read_text, tokenise
 from fff import PathFFF
@@ -100,18 +100,10 @@ def load_encoder(pretrained: Pretrained) -> CrammedModel:
     """The checkpoint's encoder in float32, in evaluation mode, on the GPU where there is one.
 
     Raises:
-        UserError: weights are missing or do not fit config.json.
+        UserError: weights are damaged or do not fit config.json.
     """
-    try:
-        with quiet_loading():
-            model, report = AutoModel.from_pretrained(pretrained.folder, output_loading_info=True)
-    except (RuntimeError, ValueError, KeyError, TypeError, OSError) as error:
-        raise UserError(f"{pretrained.folder}: the weights do not fit config.json ({first_line(error)}).") from error
-    if missing := sorted(report["missing_keys"]):
-        raise UserError(
-            f"{pretrained.folder}: model.safetensors lacks {len(missing)} weights, {missing[0]} among them."
-        )
-    return model.float().eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    model: Any = load_weights(AutoModel, pretrained)
+    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @torch.inference_mode()

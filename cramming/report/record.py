@@ -1,5 +1,6 @@
 """One JSON record per run and seed: what ran, on what, with which result. Not for tables, which only read records."""
 
+import functools
 import importlib.metadata
 import os
 import platform
@@ -74,8 +75,9 @@ def read_records(results_dir: Path) -> list[dict[str, Any]]:
     return records
 
 
+@functools.cache
 def git_state() -> dict[str, Any]:
-    """Commit hash and whether the tree differs from it; hash None outside a checkout."""
+    """Commit hash and whether the tree differs from it, as this process first saw them; None outside a checkout."""
     root = Path(__file__).resolve().parents[2]
 
     def git(*arguments: str) -> str | None:

@@ -79,15 +79,15 @@ class Checkpoints:
             memory: what its hooks remember, as tensors and plain values.
         """
         self.beside(state).mkdir(parents=True, exist_ok=True)
-        torch.save({"rng": rng_state(), "memory": memory}, self.beside(state) / f"process-{process}.pt")
+        _save({"rng": rng_state(), "memory": memory}, self.beside(state) / f"process-{process}.pt")
 
     def write(self, state: TrainState, model: nn.Module, optimiser: dict, scaler: dict | None) -> Path:
         """Write the rest, rename into place, and drop the oldest ones beyond `keep`."""
         beside, final = self.beside(state), self.folder / f"step-{state.step}"
         save_model(model, str(beside / "model.safetensors"))
-        torch.save(optimiser, beside / "optimiser.pt")
+        _save(optimiser, beside / "optimiser.pt")
         if scaler is not None:
-            torch.save(scaler, beside / "scaler.pt")
+            _save(scaler, beside / "scaler.pt")
         hashes = {path.name: sha256(path) for path in sorted(beside.iterdir()) if path.name != MANIFEST}
         write_json(beside / MANIFEST, {"state": asdict(state), "identity": self.identity, "sha256": hashes})
         commit_folder(beside, final)
@@ -138,6 +138,11 @@ class Checkpoints:
             memory = content["memory"]
         scaler = folder / "scaler.pt"
         return (_load(scaler) if scaler.exists() else None), memory
+
+
+def _save(content: Any, path: Path) -> None:
+    with open(path, "wb") as file:  # given a name instead, torch hides why it could not write
+        torch.save(content, file)
 
 
 def _load(path: Path) -> Any:

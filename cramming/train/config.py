@@ -53,6 +53,11 @@ class TrainConfig:
         for key in ("lr", "clip", "eps"):
             if not getattr(self, key) > 0:
                 raise UserError(f"train.{key} is {getattr(self, key)}; set it above 0.")
+        for key in ("beta1", "beta2"):
+            if not 0 <= getattr(self, key) < 1:
+                raise UserError(f"train.{key} is {getattr(self, key)}; set it from 0 to below 1.")
+        if self.weight_decay < 0:
+            raise UserError(f"train.weight_decay is {self.weight_decay}; set it to 0 or more.")
         if not 0 <= self.batch_ramp <= 1:
             raise UserError(f"train.batch_ramp is {self.batch_ramp}; it is a share of the budget, from 0 to 1.")
         if not 0 < self.mask_rate < 1:

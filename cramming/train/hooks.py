@@ -32,28 +32,34 @@ class Hook:
 
 
 class Diverged(UserError):
-    """The loss is no number any more."""
+    """The loss or its gradient is no number any more."""
 
 
 class FiniteGuard(Hook):
-    """Stops a run whose loss is not finite, before anything of it is written.
+    """Stops a run whose loss or gradient is not finite, before anything of it is written.
 
-    On a GPU it looks only where other hooks read the loss anyway, so that the loop is not held up.
+    The gradient has already gone into the weights, which the next checkpoint would keep. With fp16 it may overflow: the
+    scaler then leaves the update out. On a GPU the hook looks only where others read the loss anyway, so that the loop
+    is not held up.
     """
 
     def on_step(self, trainer: Trainer, step: Step) -> None:
-        """Raise Diverged on a non-finite loss."""
+        """Raise Diverged on a non-finite loss or gradient."""
         config = trainer.config
         cheap = trainer.accelerator.device.type == "cpu"
         marks = (config.validations, config.checkpoints)
         due = trainer.state.step % config.log_steps == 0 or any(step.crosses(mark) for mark in marks)
-        if not (cheap or due) or math.isfinite(step.loss.item()):
+        if not (cheap or due):
+            return
+        scaled = trainer.accelerator.scaler is not None
+        if math.isfinite(step.loss.item()) and (scaled or math.isfinite(float(step.gradient_norm))):
             return
         named = trainer.raw_model.named_parameters()
         broken = [n for n, p in named if p.grad is not None and not bool(torch.isfinite(p.grad).all())]
         cause = f"gradients not finite in {', '.join(broken[:3])}" if broken else "all gradients are finite"
         raise Diverged(
-            f"The loss is {step.loss.item()} at step {trainer.state.step} (train.lr now {step.lr:.2e}; {cause}). "
+            f"The loss is {step.loss.item()} and the gradient's norm {float(step.gradient_norm)} at step "
+            f"{trainer.state.step} (train.lr now {step.lr:.2e}; {cause}). "
             "The last checkpoint is kept. Lower train.lr or train.clip, or choose train.precision=fp32."
         )
 

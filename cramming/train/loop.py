@@ -76,15 +76,17 @@ class Trainer:
         self.stop_reason: str | None = None
 
     def train(self) -> None:
-        """Step, then hooks, until the end; hooks are told of the end also when one of them asked for it."""
+        """Step, then hooks, until the end; hooks are told of it also when one of them asked for it or an error came."""
         for hook in self.hooks:
             hook.on_start(self)
-        while self.state.progress < 1 and self.stop_reason is None:
-            step = self.step()
+        try:
+            while self.state.progress < 1 and self.stop_reason is None:
+                step = self.step()
+                for hook in self.hooks:
+                    hook.on_step(self, step)
+        finally:
             for hook in self.hooks:
-                hook.on_step(self, step)
-        for hook in self.hooks:
-            hook.on_end(self)
+                hook.on_end(self)
 
     def step(self) -> Step:
         """One update: accumulate the batch in microbatches, clip, AdamW; then advance the state."""
@@ -102,7 +104,7 @@ class Trainer:
         self.optimiser.step()
         state.step += 1
         state.sequences += batch
-        state.tokens += batch * self._length
+        state.tokens += batch * self.last_batch.input_ids.shape[1]
         seconds = self.agree(self.clock() - started)
         self.add_seconds(seconds)
         return Step(parts.pop("mlm"), parts, norm, lr, batch, before, state.progress, seconds)
@@ -116,9 +118,12 @@ class Trainer:
     def _batch(self, t: float) -> int:
         """Sequences of the next step; the last one of a token budget is cut to what is left, in microbatches."""
         batch = batch_at(self.config, t, self.accelerator.num_processes)
-        if self.config.budget_tokens is not None and self.state.tokens:
+        state = self.state
+        if self.config.budget_tokens is not None and state.sequences:
+            # From the state, because a resumed run has not seen a batch yet.
+            length = state.tokens // state.sequences
             unit = self.config.microbatch * self.accelerator.num_processes
-            left = -(-(self.config.budget_tokens - self.state.tokens) // (self._length * unit)) * unit
+            left = -(-(self.config.budget_tokens - state.tokens) // (length * unit)) * unit
             batch = min(batch, left)
         return batch
 
@@ -126,7 +131,7 @@ class Trainer:
         totals: dict[str, torch.Tensor] = {}
         for number in range(1, microbatches + 1):
             batch = next(self.batches).to(self.accelerator.device)
-            self.last_batch, self._length = batch, batch.input_ids.shape[1]
+            self.last_batch = batch
             # Gradients travel between processes once per update, with its last microbatch.
             last = number == microbatches
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):

@@ -7,8 +7,8 @@ from cramming.train.config import TrainConfig
 
 
 def decays(name: str, parameter: torch.Tensor) -> bool:
-    """Whether weight decay applies: to matrices, not to biases (a node's `b_in` included), norms and scales."""
-    return parameter.ndim >= 2 and not name.endswith((".bias", ".b_in"))
+    """Whether weight decay applies: to matrices, not to biases (an FFF's are named b_...), norms and scales."""
+    return parameter.ndim >= 2 and not name.rpartition(".")[2].startswith(("bias", "b_"))
 
 
 def build_optimiser(model: nn.Module, config: TrainConfig, device: torch.device) -> torch.optim.AdamW:

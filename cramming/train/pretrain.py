@@ -9,7 +9,8 @@ from cramming.accelerator import make_accelerator
 from cramming.data.prepare import prepare
 from cramming.files import locked
 from cramming.roots import PretrainRoot
-from cramming.train.run import Run, RunFolder
+from cramming.train.run import Run, RunFolder, check_layer
+from cramming.train.tracking import check_wandb
 
 
 def pretrain(root: PretrainRoot) -> Path:
@@ -23,6 +24,9 @@ def pretrain(root: PretrainRoot) -> Path:
         print(f"{root.run_name} is finished already: {folder.path}")
         return folder.path
     accelerator = make_accelerator("train.precision", root.train.precision, cpu=not torch.cuda.is_available())
+    # Before the data, whose preparation may take hours.
+    check_layer(root)
+    check_wandb(root.wandb)
     main = accelerator.is_main_process
     busy = f"{folder.path} is being trained by another process; wait for it, or change the seed or the configuration."
     with locked(folder.path / ".lock", wait=False, busy=busy) if main else contextlib.nullcontext():

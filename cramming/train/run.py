@@ -11,14 +11,15 @@ from torch import nn
 
 from cramming.data.loader import Masker, MicrobatchLoader, SequenceOrder
 from cramming.data.shards import PreparedData
-from cramming.errors import UserError
+from cramming.errors import Stopped, UserError
 from cramming.files import read_json, write_json
 from cramming.model import CrammedConfig, CrammedForMaskedLM
-from cramming.report.record import write_record
+from cramming.model.ffn import build_ffn
+from cramming.report.record import git_state, write_record
 from cramming.roots import PretrainRoot
 from cramming.train.checkpoint import Checkpoints, TrainState
 from cramming.train.finish import export, history_curve, history_metrics, print_examples, print_summary
-from cramming.train.hardening import Hardening
+from cramming.train.hardening import FORMS, Hardening
 from cramming.train.hooks import (
     Bar,
     Checkpoint,
@@ -35,7 +36,7 @@ from cramming.train.optim import build_optimiser
 from cramming.train.tracking import close_wandb, open_wandb
 from cramming.train.usage import UsageHook, heatmap, wandb_usage
 from cramming.train.validate import Validation
-from fff.hardening import hardenable
+from fff.hardening import hardenable, set_hardening
 
 MASK_TOKEN = "<mask>"
 
@@ -85,6 +86,23 @@ def build_model(root: PretrainRoot, data: PreparedData) -> CrammedForMaskedLM:
         raise UserError(f"ffn: {error}") from error
 
 
+def check_layer(root: PretrainRoot) -> None:
+    """Refuse what the feedforward layer cannot be, or a form of training that it cannot take; needs no memory.
+
+    Raises:
+        UserError: naming the group of keys.
+    """
+    try:
+        with torch.device("meta"):
+            layer = build_ffn(root.ffn.specification(), root.model.hidden_size)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"ffn: {error}") from error
+    try:
+        set_hardening(nn.Sequential(layer) if layer else nn.Sequential(), form=FORMS[root.hardening.form])
+    except ValueError as error:
+        raise UserError(f"hardening: {error}") from None
+
+
 class Run:
     """The parts of one run, put together; `train` runs them to the end."""
 
@@ -102,7 +120,11 @@ class Run:
             mask_id=self.mask_id,
         )
         self.model = build_model(root, data)
+        if accelerator.num_processes > 1:
+            # Equal weights need equal generators; a region leak in all processes must not be one and the same.
+            set_seed(root.seed, device_specific=True)
         self.parameters = sum(p.numel() for p in self.model.parameters())
+        git_state()  # now, not when the record is written: the checkout may have moved on by then
         self.memory: dict[str, Any] = {}  # of the hooks of the run that this one continues
         self.hardening = Hardening(root.hardening, self.model)
         self.optimiser = build_optimiser(self.model, config, accelerator.device)
@@ -130,7 +152,7 @@ class Run:
             loader.close()
             close_wandb(wandb_run)
         if trainer.stop_reason is not None:
-            raise UserError(
+            raise Stopped(
                 f"Stopped by {trainer.stop_reason} at step {state.step} ({state.progress:.1%} of the budget); the "
                 f"checkpoint is in {self.checkpoints.folder}. The same command continues from it."
             )

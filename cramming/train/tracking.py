@@ -1,5 +1,6 @@
 """Mirror of the history at Weights & Biases; the only place that knows wandb. Not the truth (metrics.jsonl is)."""
 
+import importlib.util
 import os
 from pathlib import Path
 from typing import Any
@@ -8,22 +9,35 @@ from cramming.errors import UserError
 from cramming.train.config import WandbConfig
 
 
-def open_wandb(config: WandbConfig, *, name: str, folder: Path, settings: dict[str, Any], group: str) -> Any:
-    """Start or continue a W&B run without ever asking for anything; None for mode "off".
+def has_key() -> bool:
+    """Whether the environment has a key of W&B."""
+    return bool(os.environ.get("WANDB_API_KEY"))
+
+
+def check_wandb(config: WandbConfig) -> None:
+    """Find in advance what `open_wandb` would refuse.
 
     Raises:
         UserError: wandb is not installed, or online without a key.
     """
+    if config.mode != "off" and importlib.util.find_spec("wandb") is None:
+        raise UserError("wandb.mode is not off and wandb is not installed; choose wandb=off or install it.")
+    if config.mode == "online" and not has_key():
+        raise UserError("wandb.mode is online and WANDB_API_KEY is not set; set it, or choose wandb=offline.")
+
+
+def open_wandb(config: WandbConfig, *, name: str, folder: Path, settings: dict[str, Any], group: str) -> Any:
+    """Start or continue a W&B run without ever asking for anything; None for mode "off".
+
+    Raises:
+        UserError: as `check_wandb`.
+    """
+    check_wandb(config)
     if config.mode == "off":
         return None
-    try:
-        import wandb
-    except ImportError:
-        raise UserError("wandb.mode is not off and wandb is not installed; choose wandb=off or install it.") from None
-    has_key = bool(os.environ.get("WANDB_API_KEY"))
-    if config.mode == "online" and not has_key:
-        raise UserError("wandb.mode is online and WANDB_API_KEY is not set; set it, or choose wandb=offline.")
-    mode: Any = "online" if config.mode == "online" or (config.mode == "auto" and has_key) else "offline"
+    import wandb
+
+    mode: Any = "online" if config.mode == "online" or (config.mode == "auto" and has_key()) else "offline"
     folder.mkdir(parents=True, exist_ok=True)
     return wandb.init(
         project=config.project,
