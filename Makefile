@@ -22,6 +22,7 @@ setup: .venv/.complete  ## environment in .venv, from requirements.lock
 	$(PYTHON) -m venv --clear .venv
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
+	-$(PY) -m fff.kernels.build
 	@touch $@
 
 prepare: setup  ## text -> tokenizer and token shards
@@ -37,8 +38,7 @@ tables: setup  ## results/runs -> results/tables
 	$(PY) scripts/tables.py
 
 sweep: setup  ## pretrain over depths and seeds at about equal neurons, then the tables
-	$(PY) scripts/pretrain.py --multirun $(SWEEP)
-	$(PY) scripts/tables.py
+	$(PY) scripts/pretrain.py --multirun $(SWEEP); status=$$?; $(PY) scripts/tables.py && exit $$status
 
 images: setup  ## the first paper's experiment on scikit-learn's digits (or ARGS="images=mnist"), then the tables
 	$(PY) scripts/images.py $(ARGS)

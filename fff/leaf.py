@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from fff.activations import activation_named
 from fff.decisions import straight_through_gates
 from fff.hardening import Decisions, Hardenable
+from fff.kernels import cpu
 from fff.kernels.leaves import Leaves, decide, dense, mixture, one_leaf_each
 from fff.topology import first_node
 
@@ -129,12 +130,23 @@ class LeafFFF(Hardenable):
     def _apply_layer(self, x: Tensor, *, with_decisions: bool) -> tuple[Tensor, Decisions | None]:
         x, weights = self._operands(x)
         flat = x.reshape(-1, self.d_in)
+        if not with_decisions and self._infers_in_cpp(x):
+            y = cpu.leaf_output(flat, weights["w_node"], weights["b_node"], self._leaves(weights), self.activation)
+            return self._with_master(y, flat, weights).view(*x.shape[:-1], self.d_out), None
         apply = self._soft if self.active_form == "soft" and self.depth else self._on_path
         y, decisions = apply(flat, weights, with_decisions)
-        if self.mix is not None:
-            master = Leaves(*(weights[name] for name in MASTER))
-            y = torch.lerp(y, dense(flat, master, self.activation, self._dropout), self.mix.to(y.dtype))
-        return y.view(*x.shape[:-1], self.d_out), decisions
+        return self._with_master(y, flat, weights).view(*x.shape[:-1], self.d_out), decisions
+
+    def _infers_in_cpp(self, x: Tensor) -> bool:
+        """Whether this call is hard inference that provider `cpu` can do (training and the soft form are not)."""
+        plain = not (self.training or torch.is_grad_enabled() or self.depth == 0 or self.active_form == "soft")
+        return plain and x.device.type == "cpu" and cpu.available(x.device, x.dtype) is None
+
+    def _with_master(self, y: Tensor, x: Tensor, weights: dict[str, Tensor]) -> Tensor:
+        if self.mix is None:
+            return y
+        master = Leaves(*(weights[name] for name in MASTER))
+        return torch.lerp(y, dense(x, master, self.activation, self._dropout), self.mix.to(y.dtype))
 
     def _on_path(self, x: Tensor, weights: dict[str, Tensor], _: bool) -> tuple[Tensor, Decisions]:
         leaves = self._leaves(weights)

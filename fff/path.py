@@ -1,13 +1,14 @@
 """PathFFF, the fast feedforward layer of arXiv 2311.10770 as a module. Not how it is computed (kernels)."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fff.activations import activation_named
 from fff.hardening import Decisions, Hardenable
-from fff.kernels import check, choose
+from fff.kernels import PROVIDERS, Provider, check, choose
 from fff.kernels.gather import visit
 from fff.kernels.masked import soft
 from fff.topology import first_node, nodes_in_tree, path_length, trained_neurons, used_neurons
@@ -54,6 +55,7 @@ class PathFFF(Hardenable):
         check(execution, provider)
         self.d_in, self.d_out, self.depth, self.trees = d_in, d_out, depth, trees
         self.activation, self.execution, self.provider = activation, execution, provider
+        self._chosen: dict[tuple[Any, ...], str] = {}
         nodes = nodes_in_tree(depth)
         self.w_in = nn.Parameter(torch.empty(trees, nodes, d_in))
         self.b_in = nn.Parameter(torch.empty(trees, nodes)) if bias else None
@@ -76,24 +78,44 @@ class PathFFF(Hardenable):
         Raises:
             ValueError: x has another last dimension, dtype or device than the weights.
         """
-        return self._soft(x)[0] if self.active_form == "soft" else self._on_path(x)[0]
+        if self.active_form == "soft":
+            return self._soft(x)[0]
+        provider, arguments = self._call(x)
+        y = provider.y(*arguments)
+        return y if x.dim() == 2 else y.view(*x.shape[:-1], self.d_out)
 
     def forward_with_losses(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The same, with the auxiliary losses that `losses` names (see fff.hardening)."""
+        if not self.losses:
+            return self.forward(x), {}
         y, decisions = self._soft(x) if self.active_form == "soft" else self._on_path(x)
         return y, self.auxiliary_losses(decisions)
 
     def _on_path(self, x: Tensor) -> tuple[Tensor, Decisions]:
-        x, w_in, b_in, w_out = self._operands(x)
-        chosen = choose(self.execution, self.provider, x.device, x.dtype, self.trees, self.depth)
-        flat = x.reshape(-1, self.d_in)
-        flips = self.leak(flat.shape[0], self.trees, self.depth)
-        temperature = self.temperature if self.active_form == "straight_through" else None
-        y, nodes, scores = chosen.function(flat, w_in, b_in, w_out, self.activation, flips, temperature)
+        provider, arguments = self._call(x)
+        y, nodes, scores = provider.function(*arguments)
         scores, nodes = scores[..., :-1], nodes[..., :-1]
         return y.view(*x.shape[:-1], self.d_out), Decisions(
             scores, nodes, torch.ones_like(scores), first_node(self.depth)
         )
+
+    def _call(self, x: Tensor) -> tuple[Provider, tuple[Any, ...]]:
+        """Who computes the hard forms for x, and the arguments for them: x as (N, d_in)."""
+        x, w_in, b_in, w_out = self._operands(x)
+        flat = x if x.dim() == 2 else x.reshape(-1, self.d_in)
+        flips = self.leak(flat.shape[0], self.trees, self.depth)
+        temperature = self.temperature if self.active_form == "straight_through" else None
+        return self._provider_for(x), (flat, w_in, b_in, w_out, self.activation, flips, temperature)
+
+    def _provider_for(self, x: Tensor) -> Provider:
+        if torch.compiler.is_compiling():
+            return choose(self.execution, self.provider, x.device, x.dtype, self.trees, self.depth)
+        key = (self.execution, self.provider, x.device, x.dtype)  # chosen once: at one token the choice would show
+        name = self._chosen.get(key)
+        if name is None:
+            name = choose(*key, self.trees, self.depth).name
+            self._chosen[key] = name
+        return PROVIDERS[name]
 
     def _soft(self, x: Tensor) -> tuple[Tensor, Decisions]:
         x, w_in, b_in, w_out = self._operands(x)

@@ -1,12 +1,36 @@
-"""Layer timings of this machine into results/bench: `python scripts/bench.py [--shapes 1x11 --tokens 128 ...]`."""
+"""Timings of this machine into results/bench: `python scripts/bench.py [--shapes 1x11 --tokens 128 ...]`.
 
-import sys
+Layers by provider as `python -m fff.bench`, the memory of a training step, then the whole encoder and its pretraining
+step by feedforward. The report is written after each part.
+"""
+
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 
-from fff.bench import main
+from cramming.model.bench import run_models
+from fff.bench import parser, run_layers, write
+from fff.bench_memory import run_memory
+
+
+def main() -> None:
+    options = parser()
+    options.add_argument("--memory", type=int, default=2048, help="tokens of the step that is measured; 0 for none")
+    options.add_argument("--batches", default="1,8", help="of the whole model, sequences of 128; empty for no model")
+    options.add_argument("--layers", type=int, default=16, help="of the whole model")
+    options.add_argument("--turns", type=int, default=3, help="timed turns of the whole model")
+    chosen = options.parse_args()
+    out = chosen.out or Path(f"results/bench/{datetime.now(UTC):%Y%m%d-%H%M%S}.json")
+    report: dict[str, Any] = {"layers": run_layers(chosen)}
+    write(report, out)
+    if chosen.memory and chosen.shapes:
+        report["memory"] = run_memory(chosen.shapes, chosen.memory)
+        write(report, out)
+    if chosen.batches:
+        threads = [int(count) for count in chosen.threads.split(",")]
+        report["models"] = run_models(threads, [int(b) for b in chosen.batches.split(",")], chosen.layers, chosen.turns)
+        write(report, out)
+
 
 if __name__ == "__main__":
-    arguments = sys.argv[1:]
-    if "--out" not in arguments:
-        arguments += ["--out", f"results/bench/layer-{datetime.now(UTC):%Y%m%d-%H%M%S}.json"]
-    main(arguments)
+    main()

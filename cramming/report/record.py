@@ -12,7 +12,7 @@ import torch
 
 from cramming.errors import UserError
 from cramming.files import read_json, write_json
-from fff.bench import cpu_name
+from fff.machine import cpu_name
 
 SCHEMA_VERSION = 1
 LIBRARIES = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "evaluate", "hydra-core", "numpy")

@@ -1,18 +1,20 @@
 """Providers of PathFFF behind one registry: who computes it, what they can do, which one `auto` takes. Not the kernels.
 
 `auto` weighs the nodes in a tree against the nodes visited, M / L: conditional execution pays only where that is well
-above 1, because a product of all nodes runs at a better rate than a gather. Time of masked / gather on a CPU (one
+above 1, because a product of all nodes runs at a better rate than a walk. Time of masked / gather on a CPU (one
 thread, about 4095 neurons, width 768, 2048 tokens): depth 0 0.5, depth 2 0.9, depth 3 1.1 to 1.3, depth 4 1.3,
-depth 5 2.0, depth 6 3.3, depth 11 18 in training and 38 in inference.
+depth 5 2.0, depth 6 3.3, depth 11 18 in training and 38 in inference. Of masked / cpu: see docs/kernels.md.
 """
 
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from fff.kernels import cpu
 from fff.kernels.gather import gather
 from fff.kernels.masked import masked
 from fff.reference import PathResult, path_fff
@@ -20,11 +22,13 @@ from fff.topology import nodes_in_tree, path_length
 
 # (x (N, H), w_in, b_in, w_out, activation, flips or None, temperature or None), as `fff.reference.path_fff`.
 Function = Callable[[Tensor, Tensor, Tensor | None, Tensor, str, Tensor | None, Tensor | None], PathResult]
+Output = Callable[[Tensor, Tensor, Tensor | None, Tensor, str, Tensor | None, Tensor | None], Tensor]
 
 EXECUTIONS = ("auto", "masked", "conditional")
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-CONDITIONAL_PAYS_FROM = {"cpu": 5.0}  # depth 4 and more
-CONDITIONAL_PAYS_FROM_OTHER = 20.0  # not measured: a GPU's products are faster still against its gathers
+# M / L from which a conditional provider is faster than masked.
+PAYS_FROM = {("cpu", "cpu"): 2.3, ("gather", "cpu"): 5.0}  # depth 2, depth 4
+PAYS_FROM_OTHER = 20.0  # not measured: a GPU's products are faster still against its gathers
 
 log = logging.getLogger("fff")
 
@@ -37,13 +41,19 @@ def _anywhere(device: torch.device, dtype: torch.dtype) -> str | None:
 class Provider:
     """Who computes the layer.
 
-    `available(device, dtype)` is None, or the reason why this machine cannot.
+    `available(device, dtype)` is None, or the reason why this machine cannot. `output` gives y alone where that is
+    faster than the whole result.
     """
 
     name: str
     execution: str
     function: Function
     available: Callable[[torch.device, torch.dtype], str | None] = _anywhere
+    output: Output | None = None
+
+    def y(self, *arguments: Any) -> Tensor:
+        """The outputs (N, K); arguments as `function`'s."""
+        return self.function(*arguments).y if self.output is None else self.output(*arguments)
 
 
 PROVIDERS = {
@@ -52,9 +62,11 @@ PROVIDERS = {
         Provider("reference", "conditional", path_fff),
         Provider("masked", "masked", masked),
         Provider("gather", "conditional", gather),
+        Provider("cpu", "conditional", cpu.cpu, cpu.available, cpu.output),
     )
 }
-_told: set[tuple[str, int, int]] = set()
+CONDITIONAL_BY_SPEED = ("cpu", "gather")
+_told: set[object] = set()
 
 
 def check(execution: str, provider: str) -> None:
@@ -83,11 +95,28 @@ def choose(execution: str, provider: str, device: torch.device, dtype: torch.dty
         return chosen
     if reason := _anywhere(device, dtype):
         raise RuntimeError(f"provider='auto' found none: {reason}")
-    threshold = CONDITIONAL_PAYS_FROM.get(device.type, CONDITIONAL_PAYS_FROM_OTHER)
+    name = _fastest_conditional(device, dtype)
+    threshold = PAYS_FROM.get((name, device.type), PAYS_FROM_OTHER)
     pays = nodes_in_tree(depth) >= threshold * path_length(depth)
-    conditional = execution == "conditional" or (execution == "auto" and pays)
-    chosen = PROVIDERS["gather" if conditional else "masked"]
-    if not torch.compiler.is_compiling() and (chosen.name, trees, depth) not in _told:
-        _told.add((chosen.name, trees, depth))
-        log.info("PathFFF %dx%d: provider %s (%s execution)", trees, depth, chosen.name, chosen.execution)
+    if execution == "masked" or (execution == "auto" and not pays):
+        name = "masked"
+    chosen = PROVIDERS[name]
+    _say((name, trees, depth), "PathFFF %dx%d: provider %s (%s execution)", trees, depth, chosen.name, chosen.execution)
     return chosen
+
+
+def _fastest_conditional(device: torch.device, dtype: torch.dtype) -> str:
+    """The first provider that can; says once why provider `cpu` cannot where it should."""
+    for name in CONDITIONAL_BY_SPEED:
+        reason = PROVIDERS[name].available(device, dtype)
+        if reason is None:
+            return name
+        if name == "cpu" and device.type == "cpu" and dtype in cpu.DTYPES:
+            _say(reason, "PathFFF: provider cpu is not available, gather takes its place: %s", reason)
+    return "masked"
+
+
+def _say(key: object, message: str, *values: object) -> None:
+    if not torch.compiler.is_compiling() and key not in _told:
+        _told.add(key)
+        log.info(message, *values)

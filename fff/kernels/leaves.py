@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from fff.activations import activation_named
 from fff.decisions import reach, right_probability
-from fff.kernels import CONDITIONAL_PAYS_FROM, CONDITIONAL_PAYS_FROM_OTHER
+from fff.kernels import PAYS_FROM, PAYS_FROM_OTHER
 from fff.kernels.gather import gather
 from fff.topology import child, depth_of, first_node, nodes_in_tree, path_length, walk
 
@@ -42,7 +42,7 @@ def decide(x: Tensor, w: Tensor, b: Tensor, flips: Tensor | None) -> tuple[Tenso
     all, where one product is faster. Scores have gradients.
     """
     depth = depth_of(w.shape[0]) + 1
-    pays_from = CONDITIONAL_PAYS_FROM.get(x.device.type, CONDITIONAL_PAYS_FROM_OTHER)
+    pays_from = PAYS_FROM.get(("gather", x.device.type), PAYS_FROM_OTHER)
     if nodes_in_tree(depth - 1) < pays_from * path_length(depth - 1):
         scores = functional.linear(x, w, b)
         path = walk(scores.detach(), depth + 1, flips)

@@ -1,0 +1,50 @@
+"""What training steps take in memory: `python -m fff.bench_memory`. Not how long they take (bench.py)."""
+
+import argparse
+import multiprocessing
+from typing import Any
+
+import torch
+from torch import nn
+
+from fff.bench import WIDTH, dense, training_step
+from fff.kernels import PROVIDERS
+from fff.machine import extra_memory_mb
+from fff.path import PathFFF
+
+
+def training_memory(provider: str, trees: int, depth: int, tokens: int) -> float:
+    """MB that one training step takes beside parameters and input: output, gradients, and what is kept for them."""
+    torch.manual_seed(0)
+    layer: nn.Module = (
+        dense(int(provider[6:]), torch.float32)
+        if provider.startswith("dense")
+        else PathFFF(WIDTH, WIDTH, depth, trees, provider=provider)
+    )
+    training_step(layer, torch.randn(256, WIDTH))
+    for parameter in layer.parameters():
+        parameter.grad = None
+    x = torch.randn(tokens, WIDTH)
+    return extra_memory_mb(lambda: training_step(layer, x))
+
+
+def run_memory(shapes: str, tokens: int) -> list[dict[str, Any]]:
+    """Rows of what training takes, each measured in a process of its own."""
+    rows = []
+    names = [name for name in PROVIDERS if name not in ("reference", "triton")]
+    for shape in filter(None, shapes.split(",")):
+        trees, depth = map(int, shape.split("x"))
+        for name in (*names, "dense 4096", "dense 3072"):
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                mb = pool.apply(training_memory, (name, trees, depth, tokens))
+            rows.append({"shape": shape, "tokens": tokens, "provider": name, "mb": mb})
+            print(f"  training memory {shape} {tokens} tokens float32  {name:<12} {mb:8.1f} MB", flush=True)
+    return rows
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="fff.bench_memory", description=__doc__)
+    parser.add_argument("--shapes", default="1x11", help="trees x depth, comma-separated")
+    parser.add_argument("--tokens", type=int, default=16384)
+    options = parser.parse_args()
+    run_memory(options.shapes, options.tokens)

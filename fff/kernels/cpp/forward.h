@@ -1,0 +1,121 @@
+// PathFFF forward on a block of tokens: walk every tree, take the activations, sum the paths' output rows.
+#pragma once
+
+#include "activations.h"
+#include "walk.h"
+
+namespace fff {
+
+constexpr size_t kStreamBytes = 16 << 20;
+
+// The layer's weights and sizes; shapes as in fff/topology.py.
+template <class E>
+struct Layer {
+  const E* w_in;   // (T, M, H)
+  const E* b_in;   // (T, M) or null
+  const E* w_out;  // (T, M, K)
+  int64_t trees, depth, width, out_width;
+  Activation activation;
+
+  int64_t nodes() const { return (int64_t{2} << depth) - 1; }
+  int64_t length() const { return depth + 1; }
+  int64_t stride() const { return trees * length(); }  // scores of a token
+};
+
+// What one thread needs for a block, kept between blocks.
+struct Space {
+  WalkSpace walk;
+  std::vector<int32_t> order, leaf;  // (T, tokens)
+  std::vector<float> scores, active, sums;
+  std::vector<const void*> rows;
+  std::vector<int32_t> leaves;
+  std::vector<int64_t> counts;
+
+  Sorted sorted(int64_t tree, int64_t tokens) { return {order.data() + tree * tokens, leaf.data() + tree * tokens}; }
+  void reserve(int64_t trees, int64_t tokens) {
+    if (static_cast<int64_t>(order.size()) < trees * tokens) order.resize(trees * tokens), leaf.resize(trees * tokens);
+  }
+};
+
+inline int64_t padded(int64_t width) { return (width + kStep - 1) / kStep * kStep; }
+// to (tokens, out_width) = sum over trees and path nodes of coefficient * the node's row; w (T, M, row_width), coefficients
+// (tokens, stride). Needs the sorted tokens of all trees in `space`.
+template <class E>
+void sum_paths(const Layer<E>& layer, const E* w, int64_t row_width, const float* coefficients, int64_t tokens, E* to,
+               Space& space) {
+  const int64_t length = layer.length(), depth = layer.depth, nodes = layer.nodes();
+  // Sums over trees are kept in float32: in place, or beside a bfloat16 output.
+  constexpr bool beside = sizeof(E) < sizeof(float);
+  const int64_t to_width = beside ? padded(row_width) : row_width;
+  float* sums = nullptr;
+  if (layer.trees > 1) {
+    if constexpr (beside) sums = at_least(space.sums, tokens * to_width);
+    else sums = to;
+  }
+  // A large output of one tree is written once and not read here again.
+  const bool streaming = !sums && tokens * row_width * sizeof(E) >= kStreamBytes &&
+                         reinterpret_cast<uintptr_t>(to) % 32 == 0 && row_width * sizeof(E) % 32 == 0;
+  space.rows.resize(length);
+  const E** rows = reinterpret_cast<const E**>(space.rows.data());
+  for (int64_t tree = 0; tree < layer.trees; ++tree) {
+    const E* w_tree = w + tree * nodes * row_width;
+    const Sorted sorted = space.sorted(tree, tokens);
+    for_leaves(sorted, tokens, [&](int64_t begin, int64_t end, int64_t leaf) {
+      for (int64_t l = 0; l < length; ++l) rows[l] = w_tree + ancestor(leaf, depth, l) * row_width;
+      // The next leaf's own row, and the one above it.
+      const int64_t next = end < tokens ? sorted.leaf[end] : leaf;
+      const Ahead<E> ahead{w_tree + next * row_width, w_tree + ancestor(next, depth, std::max<int64_t>(depth - 1, 0)) * row_width};
+      in_blocks<kSumTokens>(begin, end, [&]<int T>(int64_t at) {
+        const float* c[T];
+        for (int t = 0; t < T; ++t) c[t] = coefficients + sorted.order[at + t] * layer.stride() + tree * length;
+        if (sums) {
+          float* targets[T];
+          for (int t = 0; t < T; ++t) targets[t] = sums + sorted.order[at + t] * to_width;
+          add_rows<T>(rows, length, c, targets, row_width, tree > 0, ahead);
+        } else {
+          E* targets[T];
+          for (int t = 0; t < T; ++t) targets[t] = to + sorted.order[at + t] * row_width;
+          if (streaming) add_rows<T, true>(rows, length, c, targets, row_width, false, ahead);
+          else add_rows<T>(rows, length, c, targets, row_width, false, ahead);
+        }
+      });
+    });
+  }
+  if (streaming) streamed();
+  if constexpr (beside)
+    if (sums)
+      for (int64_t n = 0; n < tokens; ++n) from_halves(sums + n * to_width, to + n * row_width, row_width);
+}
+
+// One block. `scores` (tokens, stride) and `leaf` (tokens, T), or null where the caller does not want them.
+template <class E>
+void forward(const Layer<E>& layer, const E* x, const bool* flips, int64_t tokens, E* y, float* scores, int32_t* leaf,
+             Space& space) {
+  const int64_t length = layer.length(), nodes = layer.nodes(), trees = layer.trees, stride = layer.stride();
+  space.reserve(trees, tokens);
+  float* active = at_least(space.active, tokens * stride);
+  float* kept = scores ? scores : active;
+  for (int64_t tree = 0; tree < trees; ++tree) {
+    const Sorted sorted = space.sorted(tree, tokens);
+    Walk<E> walk{x,
+                 layer.w_in + tree * nodes * layer.width,
+                 layer.b_in ? layer.b_in + tree * nodes : nullptr,
+                 flips ? flips + tree * layer.depth : nullptr,
+                 kept + tree * length,
+                 layer.width,
+                 layer.depth,
+                 stride,
+                 trees * layer.depth,
+                 sorted,
+                 space.walk};
+    walk.run(tokens);
+    if (leaf)
+      for (int64_t i = 0; i < tokens; ++i) leaf[sorted.order[i] * trees + tree] = sorted.leaf[i];
+  }
+  for_activation(layer.activation, [&]<Activation a>() {
+    map(kept, active, tokens * stride, [](Floats s) { return value<a>(s); });
+  });
+  sum_paths(layer, layer.w_out, layer.out_width, active, tokens, y, space);
+}
+
+}  // namespace fff

@@ -1,0 +1,133 @@
+// Eight floats at a time, in float32 and bfloat16 memory alike. Not what is computed with them.
+//
+// The compiler's own vector type: it becomes AVX on x86, NEON pairs on ARM, SSE2 on a plain machine, without a line of
+// code for each. Rows are read 16 elements at a time as two halves. In bfloat16 memory the halves are the even and the
+// odd elements, because a shift and a mask then make floats of them; in float32 memory the first and the last eight. Dot
+// products do not care, as both operands are split alike, and `store` puts halves back in their places.
+#pragma once
+
+#include <c10/util/BFloat16.h>
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
+
+namespace fff {
+
+using BFloat16 = c10::BFloat16;
+constexpr int kLanes = 8;
+constexpr int kStep = 2 * kLanes;
+
+typedef float Floats __attribute__((vector_size(32)));
+typedef int32_t Ints __attribute__((vector_size(32)));
+typedef uint32_t Bits __attribute__((vector_size(32)));
+
+template <class V>
+inline V read(const void* from) {
+  V value;
+  std::memcpy(&value, from, sizeof(V));
+  return value;
+}
+
+// Keeps the compiler from reading a vector from memory again at each use, which costs as much as what it is used for.
+inline Floats in_register(Floats value) {
+#if defined(__AVX__)
+  asm("" : "+x"(value));
+#endif
+  return value;
+}
+
+// a * b + c, rounded once where the machine can. Written out, with contraction by the compiler turned off: what a compiler
+// contracts depends on the code around it, and then bits would depend on how tokens are grouped.
+inline Floats fused(Floats a, Floats b, Floats c) {
+#if defined(__AVX__) && defined(__FMA__)
+  return (Floats)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__FP_FAST_FMAF)
+  for (int i = 0; i < kLanes; ++i) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
+  return c;
+#else
+  return a * b + c;
+#endif
+}
+
+inline Floats all(float value) { return Floats{} + value; }
+
+template <int half>
+inline Floats load(const float* from) {
+  return read<Floats>(from + half * kLanes);
+}
+
+template <int half>
+inline Floats load(const BFloat16* from) {
+  const Bits pairs = read<Bits>(from);
+  return half == 0 ? (Floats)(pairs << 16) : (Floats)(pairs & 0xFFFF0000u);
+}
+
+inline void store(float* to, Floats first, Floats second) {
+  std::memcpy(to, &first, sizeof(first));
+  std::memcpy(to + kLanes, &second, sizeof(second));
+}
+
+// To the nearest bfloat16, ties to even, in the upper half of the word; a NaN stays one.
+inline Bits rounded(Floats value) {
+  const Bits bits = (Bits)value;
+  const Bits up = bits + 0x7FFFu + ((bits >> 16) & 1u);
+  const Bits nan = (Bits)(value != value);
+  return (up & ~nan) | ((bits | 0x400000u) & nan);
+}
+
+inline void store(BFloat16* to, Floats even, Floats odd) {
+  const Bits pairs = (rounded(even) >> 16) | (rounded(odd) & 0xFFFF0000u);
+  std::memcpy(to, &pairs, sizeof(pairs));
+}
+
+// The same past the caches, for outputs so large that they would only drive out what is needed: memory that is written
+// whole need not be read first. `to` must be aligned to 32 bytes; `streamed` before others read it.
+inline void stream(float* to, Floats first, Floats second) {
+#if defined(__AVX__)
+  _mm256_stream_ps(to, (__m256)first);
+  _mm256_stream_ps(to + kLanes, (__m256)second);
+#else
+  store(to, first, second);
+#endif
+}
+
+inline void stream(BFloat16* to, Floats even, Floats odd) {
+#if defined(__AVX__)
+  const Bits pairs = (rounded(even) >> 16) | (rounded(odd) & 0xFFFF0000u);
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(to), (__m256i)pairs);
+#else
+  store(to, even, odd);
+#endif
+}
+
+inline void streamed() {
+#if defined(__AVX__)
+  _mm_sfence();
+#endif
+}
+
+// The last `count` elements of a row whose width is no multiple of the step, followed by zeros.
+template <class E>
+struct End {
+  E values[kStep];
+  End(const E* from, int64_t count) {
+    std::memset(static_cast<void*>(values), 0, sizeof(values));
+    std::memcpy(static_cast<void*>(values), from, count * sizeof(E));
+  }
+  explicit operator const E*() const { return values; }
+};
+
+// Sum of the lanes, always in this order: a dot product has the same bits whatever is computed beside it.
+inline float sum(Floats v) {
+  typedef float Quarter __attribute__((vector_size(16)));
+  Quarter halves[2];
+  std::memcpy(halves, &v, sizeof(v));
+  const Quarter q = halves[0] + halves[1];
+  return (q[0] + q[2]) + (q[1] + q[3]);
+}
+
+}  // namespace fff

@@ -1,0 +1,228 @@
+// Down the tree: which leaf each token of a block reaches, and the scores on its way. Not what the nodes add.
+//
+// Depth first over lists of tokens: a node's list is scored against the node and both of its children at once, two levels
+// for one pass over the tokens, and divided into the four grandchildren's lists. A list of more tokens than a core's cache
+// holds goes down four levels a stretch at a time, so that a token is fetched from memory once for those four, and the
+// stretches are gathered into the lists of the sixteen nodes below. Tokens end in the order of their leaves, and a
+// subtree's rows stay in cache while its lists are walked.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "products.h"
+
+namespace fff {
+
+constexpr int64_t kNear = 128;  // tokens that a core's cache holds beside the rows of a subtree
+constexpr int kFarLevels = 6;
+
+// The node at a level on the path to a leaf, in heap order.
+inline int64_t ancestor(int64_t leaf, int64_t depth, int64_t level) { return ((leaf + 1) >> (depth - level)) - 1; }
+
+// Where the tokens of a block are in one tree: order (tokens) sorted by leaf, and the leaf's node of each order[i].
+struct Sorted {
+  int32_t* order;
+  int32_t* leaf;
+};
+
+template <class V>
+inline typename V::value_type* at_least(V& vector, int64_t size) {
+  if (static_cast<int64_t>(vector.size()) < size) vector.resize(size);
+  return vector.data();
+}
+
+// Vectors that keep their memory between blocks.
+struct WalkSpace {
+  struct List {
+    int32_t node, level;
+    int64_t begin, end;
+  };
+  std::vector<List> far, near;
+  std::vector<int32_t> wanted;  // nodes of lists that wait, in the order in which they will be walked
+  std::vector<int32_t> spare;
+  std::vector<uint8_t> branch;
+};
+
+// f(begin, end, leaf) for each stretch of a block's sorted tokens that share a leaf.
+template <class F>
+inline void for_leaves(const Sorted& sorted, int64_t tokens, const F& f) {
+  for (int64_t begin = 0, end; begin < tokens; begin = end) {
+    for (end = begin + 1; end < tokens && sorted.leaf[end] == sorted.leaf[begin];) ++end;
+    f(begin, end, sorted.leaf[begin]);
+  }
+}
+
+// f.operator()<T>(at) for [begin, end) in blocks of `most`, then what is left as one smaller block.
+template <int most, class F>
+inline void in_blocks(int64_t begin, int64_t end, const F& f) {
+  static_assert(most == 3 || most == 4);
+  for (; begin + most <= end; begin += most) f.template operator()<most>(begin);
+  switch (end - begin) {
+    case 3: return f.template operator()<3>(begin);
+    case 2: return f.template operator()<2>(begin);
+    case 1: return f.template operator()<1>(begin);
+  }
+}
+
+// One tree, one block of tokens.
+template <class E>
+struct Walk {
+  const E* x;         // (tokens, width)
+  const E* w_in;      // (nodes, width)
+  const E* b_in;      // (nodes) or null
+  const bool* flips;  // (tokens, flip_stride): decisions turned round, or null
+  float* scores;      // (tokens, stride): out, depth + 1 of each token
+  int64_t width, depth, stride, flip_stride;
+  Sorted sorted;  // out
+  WalkSpace& space;
+  size_t next_wanted = 0;
+  int64_t next_token = 0, last_token = 0;
+
+  using List = WalkSpace::List;
+
+  void run(int64_t tokens) {
+    for (int64_t i = 0; i < tokens; ++i) sorted.order[i] = static_cast<int32_t>(i);
+    at_least(space.spare, tokens);
+    at_least(space.branch, tokens);
+    auto& far = space.far;
+    if (tokens) far.push_back({0, 0, 0, tokens});
+    while (!far.empty()) {
+      const List list = far.back();
+      far.pop_back();
+      if (list.end - list.begin <= kNear) {
+        fetch_tokens(list.end, far.empty() ? list.end : far.back().end);
+        descend(list, depth);
+        continue;
+      }
+      const int32_t stop = static_cast<int32_t>(std::min<int64_t>(list.level + kFarLevels, depth));
+      for (int64_t at = list.begin; at < list.end; at += kNear) {
+        const int64_t end = std::min(at + kNear, list.end);
+        fetch_tokens(end, end < list.end || far.empty() ? list.end : far.back().end);
+        descend({list.node, list.level, at, end}, stop);
+      }
+      gather(list, stop);
+    }
+  }
+
+ private:
+  const E* row(int64_t node) const { return w_in + node * width; }
+  float bias(int64_t node) const { return b_in ? static_cast<float>(b_in[node]) : 0.0f; }
+  bool right(float score, int64_t token, int64_t level) const {
+    return (score > 0) != (flips && flips[token * flip_stride + level]);
+  }
+
+  // From a list down to level `stop`; sorted.leaf takes the nodes that are reached there.
+  void descend(const List& from, int64_t stop) {
+    auto& near = space.near;
+    near.push_back(from);
+    space.wanted.clear();
+    next_wanted = 0;
+    while (!near.empty()) {
+      const List list = near.back();
+      near.pop_back();
+      if (list.level == depth) {
+        last_level(list);
+      } else if (list.level == stop) {
+        std::fill(sorted.leaf + list.begin, sorted.leaf + list.end, list.node);
+      } else {
+        two_levels(list);
+      }
+    }
+  }
+
+  void last_level(const List& list) {
+    const E* rows[1] = {row(list.node)};
+    each_token(list, rows, [&](int64_t at, int64_t token, const float (&dot)[1]) {
+      scores[token * stride + list.level] = dot[0] + bias(list.node);
+      sorted.leaf[at] = list.node;
+    });
+  }
+
+  void two_levels(const List& list) {
+    const int32_t left = 2 * list.node + 1;
+    const E* rows[3] = {row(list.node), row(left), row(left + 1)};
+    const float biases[3] = {bias(list.node), bias(left), bias(left + 1)};
+    const bool last = list.level + 1 == depth;
+    each_token(list, rows, [&](int64_t at, int64_t token, const float (&dot)[3]) {
+      float* score = scores + token * stride + list.level;
+      score[0] = dot[0] + biases[0];
+      const bool first = right(score[0], token, list.level);
+      score[1] = dot[1 + first] + biases[1 + first];
+      space.branch[at] = last ? first : 2 * first + right(score[1], token, list.level + 1);
+    });
+    int64_t start[5];
+    const int ways = last ? 2 : 4;
+    const int32_t leftmost = last ? left : 2 * left + 1;
+    divide(list, ways, start);
+    for (int way = ways - 1; way >= 0; --way) {
+      if (last) {
+        std::fill(sorted.leaf + start[way], sorted.leaf + start[way + 1], leftmost + way);
+      } else if (start[way] != start[way + 1]) {
+        space.near.push_back({leftmost + way, list.level + 2, start[way], start[way + 1]});
+      }
+    }
+    for (int way = 0; !last && way < ways; ++way)
+      if (start[way] != start[way + 1]) want(leftmost + way, list.level + 2);
+  }
+
+  // The list's stretches, each sorted by its node at level `stop`, become one list per node.
+  void gather(const List& list, int32_t stop) {
+    const int ways = 1 << (stop - list.level);
+    const int32_t leftmost = ((list.node + 1) << (stop - list.level)) - 1;
+    for (int64_t i = list.begin; i < list.end; ++i) space.branch[i] = static_cast<uint8_t>(sorted.leaf[i] - leftmost);
+    int64_t start[(1 << kFarLevels) + 1];
+    divide(list, ways, start);
+    for (int way = ways - 1; way >= 0; --way) {
+      if (stop == depth) {
+        std::fill(sorted.leaf + start[way], sorted.leaf + start[way + 1], leftmost + way);
+      } else if (start[way] != start[way + 1]) {
+        space.far.push_back({leftmost + way, stop, start[way], start[way + 1]});
+      }
+    }
+  }
+
+  // Lists lie in `order` in the order in which they will be walked: the next stretch's tokens follow this one's.
+  void fetch_tokens(int64_t begin, int64_t end) {
+    next_token = begin;
+    last_token = std::min(end, begin + kNear);
+  }
+
+  void want(int32_t node, int64_t level) {
+    space.wanted.push_back(node);
+    if (level == depth) return;
+    space.wanted.push_back(2 * node + 1);
+    space.wanted.push_back(2 * node + 2);
+  }
+
+  Ahead<E> ahead() {
+    const E* wanted = next_wanted < space.wanted.size() ? row(space.wanted[next_wanted++]) : w_in;
+    const E* token = next_token < last_token ? x + static_cast<int64_t>(sorted.order[next_token++]) * width : wanted;
+    return {wanted, token};
+  }
+
+  // f(position, token, its dots with the rows) for every token of the list.
+  template <int N, class F>
+  void each_token(const List& list, const E* const (&rows)[N], const F& f) {
+    in_blocks<kDotTokens>(list.begin, list.end, [&]<int T>(int64_t at) {
+      const E* tokens[T];
+      for (int t = 0; t < T; ++t) tokens[t] = x + static_cast<int64_t>(sorted.order[at + t]) * width;
+      float dot[T][N];
+      dots<T, N>(tokens, rows, width, dot, ahead());
+      for (int t = 0; t < T; ++t) f(at + t, sorted.order[at + t], dot[t]);
+    });
+  }
+
+  // Counting sort of the list by branch, stable; branch `way` comes to lie in [start[way], start[way + 1]).
+  void divide(const List& list, int ways, int64_t* start) {
+    const auto& branch = space.branch;
+    int64_t next[1 << kFarLevels] = {};
+    for (int64_t i = list.begin; i < list.end; ++i) ++next[branch[i]];
+    start[0] = list.begin;
+    for (int way = 0; way < ways; ++way) start[way + 1] = start[way] + next[way], next[way] = start[way];
+    for (int64_t i = list.begin; i < list.end; ++i) space.spare[next[branch[i]]++] = sorted.order[i];
+    std::copy(space.spare.begin() + list.begin, space.spare.begin() + list.end, sorted.order + list.begin);
+  }
+};
+
+}  // namespace fff
