@@ -14,6 +14,11 @@ from fff.kernels.masked import soft
 from fff.topology import first_node, nodes_in_tree, path_length, trained_neurons, used_neurons
 
 
+def _autocast(kind: str) -> bool:
+    """Whether autocast is on for a kind of device; some kinds have none."""
+    return (kind in ("cpu", "cuda") or torch.amp.is_autocast_available(kind)) and torch.is_autocast_enabled(kind)
+
+
 class PathFFF(Hardenable):
     """Trees of neurons of which a token visits one path each: depth + 1 of 2^(depth+1) - 1 nodes.
 
@@ -81,7 +86,7 @@ class PathFFF(Hardenable):
         if self.active_form == "soft":
             return self._soft(x)[0]
         provider, arguments = self._call(x)
-        y = provider.y(*arguments)
+        y = provider.output(*arguments) if provider.output else provider.function(*arguments).y
         return y if x.dim() == 2 else y.view(*x.shape[:-1], self.d_out)
 
     def forward_with_losses(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -103,7 +108,7 @@ class PathFFF(Hardenable):
         """Who computes the hard forms for x, and the arguments for them: x as (N, d_in)."""
         x, w_in, b_in, w_out = self._operands(x)
         flat = x if x.dim() == 2 else x.reshape(-1, self.d_in)
-        flips = self.leak(flat.shape[0], self.trees, self.depth)
+        flips = self.leak(flat.shape[0], self.trees, self.depth) if self.training else None
         temperature = self.temperature if self.active_form == "straight_through" else None
         return self._provider_for(x), (flat, w_in, b_in, w_out, self.activation, flips, temperature)
 
@@ -143,22 +148,28 @@ class PathFFF(Hardenable):
 
     def _operands(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
         """Input and weights in the dtype of the computation: autocast's as for nn.Linear, else their own."""
-        if x.shape[-1:] != (self.d_in,):
-            found = x.shape[-1] if x.ndim else "missing"
+        w_in, b_in, w_out = self._weights()
+        device, dtype = x.device, x.dtype
+        if x.dim() == 0 or x.shape[-1] != self.d_in:
+            found = x.shape[-1] if x.dim() else "missing"
             raise ValueError(f"the input's last dimension is {found}, but the layer has d_in={self.d_in}")
-        if x.device != self.w_in.device:
-            raise ValueError(f"the input is on {x.device}, but the layer's weights are on {self.w_in.device}")
-        kind = x.device.type
-        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
-            dtype = torch.get_autocast_dtype(x.device.type)
-        elif x.dtype == self.w_in.dtype:
-            return x, self.w_in, self.b_in, self.w_out
+        if device != w_in.device:
+            raise ValueError(f"the input is on {device}, but the layer's weights are on {w_in.device}")
+        if dtype != torch.float64 and _autocast(device.type):
+            dtype = torch.get_autocast_dtype(device.type)
+        elif dtype == w_in.dtype:
+            return x, w_in, b_in, w_out
         else:
-            raise ValueError(
-                f"the input is {x.dtype}, but the layer's weights are {self.w_in.dtype}; convert one of them"
-            )
-        b_in = self.b_in.to(dtype) if self.b_in is not None else None
-        return x.to(dtype), self.w_in.to(dtype), b_in, self.w_out.to(dtype)
+            raise ValueError(f"the input is {dtype}, but the layer's weights are {w_in.dtype}; convert one of them")
+        return x.to(dtype), w_in.to(dtype), b_in.to(dtype) if b_in is not None else None, w_out.to(dtype)
+
+    def _weights(self) -> tuple[Tensor, Tensor | None, Tensor]:
+        """The parameters. At one token the three look-ups of nn.Module would take a tenth of the call."""
+        held: Any = self._parameters
+        try:
+            return held["w_in"], held["b_in"], held["w_out"]
+        except KeyError:  # parametrised, or a replica
+            return self.w_in, self.b_in, self.w_out
 
     def extra_repr(self) -> str:
         """Sizes and choices, for print."""

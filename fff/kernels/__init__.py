@@ -9,7 +9,6 @@ depth 5 2.0, depth 6 3.3, depth 11 18 in training and 38 in inference. Of masked
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,7 +40,7 @@ def _anywhere(device: torch.device, dtype: torch.dtype) -> str | None:
 class Provider:
     """Who computes the layer.
 
-    `available(device, dtype)` is None, or the reason why this machine cannot. `output` gives y alone where that is
+    `available(device, dtype)` is None, or the reason why this machine cannot. `output` gives y alone, where that is
     faster than the whole result.
     """
 
@@ -50,10 +49,6 @@ class Provider:
     function: Function
     available: Callable[[torch.device, torch.dtype], str | None] = _anywhere
     output: Output | None = None
-
-    def y(self, *arguments: Any) -> Tensor:
-        """The outputs (N, K); arguments as `function`'s."""
-        return self.function(*arguments).y if self.output is None else self.output(*arguments)
 
 
 PROVIDERS = {
