@@ -22,7 +22,7 @@ setup: .venv/.complete  ## environment in .venv, from requirements.lock
 	$(PYTHON) -m venv --clear .venv
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
-	-$(PY) -m fff.kernels.build
+	-$(PY) -m fff.kernels
 	@touch $@
 
 prepare: setup  ## text -> tokenizer and token shards

@@ -2,7 +2,7 @@
 
 group        dataclass                            read by
 data         cramming.data.config.DataConfig      cramming.data.prepare
-model, ffn   cramming.model.config.ModelConfig, FFNConfig   cramming.train.run.build_model
+model, ffn   cramming.model.config.ModelConfig, FFNConfig   cramming.train.build.build_model
 train, wandb cramming.train.config.TrainConfig, WandbConfig cramming.train
 hardening    cramming.train.hardening.HardeningConfig       cramming.train.hardening.Hardening
 glue         cramming.glue.config.GlueConfig      cramming.glue.finetune

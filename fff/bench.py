@@ -7,117 +7,23 @@ opponent is the fastest dense layer of 4095 and 4096 neurons, of float32 and the
 import argparse
 import itertools
 import json
-import statistics
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from fff.bench_cases import WIDTH, Case, check, dense, forward, inputs, training_step
 from fff.kernels import PROVIDERS
 from fff.machine import describe, peaks
 from fff.path import PathFFF
-from fff.reference import path_fff
+from fff.timing import figures, interleaved
 from fff.topology import used_neurons
 
-WIDTH = 768
 DENSE_WIDTHS = (3072, 4095, 4096)
 EQUAL_WIDTHS = (4095, 4096)  # as many neurons as the trees have; 4096 suits products better, so it is the fair one
-CLUSTERS = 32  # of skewed inputs, visited by Zipf's law
-MARGIN = 1e-4  # a score nearer to 0 may be rounded to either side
 MASKED_MOST_TOKENS = 4096  # above, the authors' form would take most of the time of a run
-
-
-def dense(width: int, dtype: torch.dtype) -> nn.Module:
-    """The opponent: Linear, GELU, Linear without biases."""
-    layers = (nn.Linear(WIDTH, width, bias=False), nn.GELU(), nn.Linear(width, WIDTH, bias=False))
-    return nn.Sequential(*layers).to(dtype)
-
-
-def inputs(kind: str, tokens: int, count: int = 4) -> list[Tensor]:
-    """Rotating inputs (tokens, 768): "iid" visits all leaves, "skewed" is near one of 32 points, few of them often."""
-    if kind == "iid":
-        return [torch.randn(tokens, WIDTH) for _ in range(count)]
-    share = 1 / torch.arange(1, CLUSTERS + 1)
-    centres = torch.randn(CLUSTERS, WIDTH)
-    return [
-        centres[torch.multinomial(share, tokens, replacement=True)] + 0.1 * torch.randn(tokens, WIDTH)
-        for _ in range(count)
-    ]
-
-
-def check(layer: PathFFF, x: Tensor) -> float:
-    """Largest error of the layer's output against the float64 definition, relative to the largest output.
-
-    Raises:
-        AssertionError: another node was visited where every margin is clear, or the error is above what the dtype
-            allows; no time is reported then.
-    """
-    wide = [p.detach().double() if p is not None else None for p in (layer.w_in, layer.b_in, layer.w_out)]
-    w_in, b_in, w_out = wide
-    assert w_in is not None
-    assert w_out is not None
-    largest, worst = 0.0, 0.0
-    for part in x.split(2048):  # the definition's memory is not what is tested
-        result = path_fff(part.double(), w_in, b_in, w_out, layer.activation)
-        clear = (result.scores.abs() > MARGIN).flatten(1).all(1)
-        nodes = layer.path(part)[0]
-        assert torch.equal(nodes[clear], result.nodes[clear]), f"{layer.provider}: other nodes than the definition's"
-        with torch.no_grad():
-            errors = (layer(part).double() - result.y)[clear].abs()
-        worst = max(worst, errors.max().item() if errors.numel() else 0.0)
-        largest = max(largest, result.y.abs().max().item())
-    with torch.no_grad():  # the shape that is timed, which may be computed in other blocks
-        whole, last = layer(x), layer(part)
-    assert torch.allclose(whole[-len(part) :], last, rtol=0, atol=1e-2 * largest), f"{layer.provider}: differs by shape"
-    allowed = 1e-5 if x.dtype == torch.float32 else 3e-2
-    assert worst <= allowed * largest, f"{layer.provider}: error {worst / largest:.1e} exceeds {allowed:.0e}"
-    return worst / largest
-
-
-def forward(module: nn.Module, x: Tensor) -> None:
-    """Inference."""
-    with torch.inference_mode():
-        module(x)
-
-
-def training_step(module: nn.Module, x: Tensor) -> None:
-    """Forward and backward, gradients written anew."""
-    for parameter in module.parameters():
-        parameter.grad = None
-    x.grad = None
-    module(x.requires_grad_()).square().mean().backward()
-
-
-@dataclass(frozen=True)
-class Case:
-    """One thing that is timed."""
-
-    run: Callable[[nn.Module, Tensor], None]
-    module: nn.Module
-    inputs: list[Tensor]
-
-    def __call__(self, turn: int) -> None:
-        """Run it once, on the turn's input."""
-        self.run(self.module, self.inputs[turn % len(self.inputs)])
-
-
-def interleaved(cases: dict[str, Case], device: torch.device, seconds_per_case: float) -> dict[str, list[float]]:
-    """Seconds of each case, taken in turn until the time is used, at least three times; the first turn warms up."""
-    times: dict[str, list[float]] = {name: [] for name in cases}
-    turn, deadline = 0, time.perf_counter() + seconds_per_case * len(cases)
-    while turn <= 3 or (time.perf_counter() < deadline and turn < 400):
-        for name, call in cases.items():
-            started = time.perf_counter()
-            call(turn)
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            times[name].append(time.perf_counter() - started)
-        turn += 1
-    return {name: found[1:] for name, found in times.items()}
 
 
 @dataclass(frozen=True)
@@ -176,17 +82,23 @@ def measure(setting: Setting, device: torch.device) -> list[dict[str, Any]]:
             if setting.compiled:
                 cases[f"{name} compiled"] = Case(run, torch.compile(module), cases[name].inputs)  # type: ignore[arg-type]
     times = interleaved(cases, device, setting.seconds)
-    medians = {name: statistics.median(seconds) for name, seconds in times.items()}
+    rows = {name: figures(seconds) for name, seconds in times.items()}
+    medians = {name: row["median_s"] for name, row in rows.items()}
     equal = min(
         median for name, median in medians.items() if name.startswith(tuple(f"dense {w}" for w in EQUAL_WIDTHS))
     )
     small = min(median for name, median in medians.items() if name.startswith("dense 3072"))
-    rows = []
-    for name, seconds in times.items():
-        figures = {"median_s": medians[name], "min_s": min(seconds), "max_s": max(seconds), "n": len(seconds)}
-        ratios = {"times_faster_than_dense": equal / medians[name], "times_faster_than_3072": small / medians[name]}
-        rows.append({**setting.title, "provider": name, **figures, **ratios, "relative_error": errors.get(name)})
-    return rows
+    return [
+        {
+            **setting.title,
+            "provider": name,
+            **row,
+            "times_faster_than_dense": equal / medians[name],
+            "times_faster_than_3072": small / medians[name],
+            "relative_error": errors.get(name),
+        }
+        for name, row in rows.items()
+    ]
 
 
 def floor(setting: Setting, peak: dict[str, float]) -> dict[str, float]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fff.bench import WIDTH, dense, training_step
+from fff.bench_cases import WIDTH, dense, training_step
 from fff.kernels import PROVIDERS
 from fff.machine import extra_memory_mb
 from fff.path import PathFFF

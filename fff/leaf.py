@@ -1,6 +1,7 @@
 """LeafFFF, the fast feedforward layer of arXiv 2308.14711 as a module. Not how it is computed (kernels.leaves)."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from fff.decisions import straight_through_gates
 from fff.hardening import Decisions, Hardenable
 from fff.kernels import cpu
 from fff.kernels.leaves import Leaves, decide, dense, mixture, one_leaf_each
+from fff.operands import computing_dtype
 from fff.topology import first_node
 
 # The weights that autocast casts, by name.
@@ -130,23 +132,24 @@ class LeafFFF(Hardenable):
     def _apply_layer(self, x: Tensor, *, with_decisions: bool) -> tuple[Tensor, Decisions | None]:
         x, weights = self._operands(x)
         flat = x.reshape(-1, self.d_in)
+        apply: Callable[..., tuple[Tensor, Decisions | None]] = self._on_path
         if not with_decisions and self._infers_in_cpp(x):
-            y = cpu.leaf_output(flat, weights["w_node"], weights["b_node"], self._leaves(weights), self.activation)
-            return self._with_master(y, flat, weights).view(*x.shape[:-1], self.d_out), None
-        apply = self._soft if self.active_form == "soft" and self.depth else self._on_path
+            apply = self._in_cpp
+        elif self.active_form == "soft" and self.depth:
+            apply = self._soft
         y, decisions = apply(flat, weights, with_decisions)
-        return self._with_master(y, flat, weights).view(*x.shape[:-1], self.d_out), decisions
+        if self.mix is not None:
+            master = Leaves(*(weights[name] for name in MASTER))
+            y = torch.lerp(y, dense(flat, master, self.activation, self._dropout), self.mix.to(y.dtype))
+        return y.view(*x.shape[:-1], self.d_out), decisions
+
+    def _in_cpp(self, x: Tensor, weights: dict[str, Tensor], _: bool) -> tuple[Tensor, None]:
+        return cpu.leaf_output(x, weights["w_node"], weights["b_node"], self._leaves(weights), self.activation), None
 
     def _infers_in_cpp(self, x: Tensor) -> bool:
         """Whether this call is hard inference that provider `cpu` can do (training and the soft form are not)."""
         plain = not (self.training or torch.is_grad_enabled() or self.depth == 0 or self.active_form == "soft")
         return plain and x.device.type == "cpu" and cpu.available(x.device, x.dtype) is None
-
-    def _with_master(self, y: Tensor, x: Tensor, weights: dict[str, Tensor]) -> Tensor:
-        if self.mix is None:
-            return y
-        master = Leaves(*(weights[name] for name in MASTER))
-        return torch.lerp(y, dense(x, master, self.activation, self._dropout), self.mix.to(y.dtype))
 
     def _on_path(self, x: Tensor, weights: dict[str, Tensor], _: bool) -> tuple[Tensor, Decisions]:
         leaves = self._leaves(weights)
@@ -196,22 +199,9 @@ class LeafFFF(Hardenable):
 
     def _operands(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Input and weights in the dtype of the computation: autocast's as for nn.Linear, else their own."""
-        if x.shape[-1:] != (self.d_in,):
-            found = x.shape[-1] if x.ndim else "missing"
-            raise ValueError(f"the input's last dimension is {found}, but the layer has d_in={self.d_in}")
-        if x.device != self.w_in.device:
-            raise ValueError(f"the input is on {x.device}, but the layer's weights are on {self.w_in.device}")
+        dtype = computing_dtype(x, self.w_in, self.d_in)
         named = {name: getattr(self, name) for name in (*WEIGHTS, *MASTER)}
-        weights = {name: weight for name, weight in named.items() if weight is not None}
-        kind = x.device.type
-        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
-            dtype = torch.get_autocast_dtype(kind)
-            return x.to(dtype), {name: weight.to(dtype) for name, weight in weights.items()}
-        if x.dtype != self.w_in.dtype:
-            raise ValueError(
-                f"the input is {x.dtype}, but the layer's weights are {self.w_in.dtype}; convert one of them"
-            )
-        return x, weights
+        return x.to(dtype), {name: weight.to(dtype) for name, weight in named.items() if weight is not None}
 
     def extra_repr(self) -> str:
         """Sizes and choices, for print."""

@@ -11,12 +11,8 @@ from fff.hardening import Decisions, Hardenable
 from fff.kernels import PROVIDERS, Provider, check, choose
 from fff.kernels.gather import visit
 from fff.kernels.masked import soft
+from fff.operands import computing_dtype
 from fff.topology import first_node, nodes_in_tree, path_length, trained_neurons, used_neurons
-
-
-def _autocast(kind: str) -> bool:
-    """Whether autocast is on for a kind of device; some kinds have none."""
-    return (kind in ("cpu", "cuda") or torch.amp.is_autocast_available(kind)) and torch.is_autocast_enabled(kind)
 
 
 class PathFFF(Hardenable):
@@ -149,18 +145,9 @@ class PathFFF(Hardenable):
     def _operands(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
         """Input and weights in the dtype of the computation: autocast's as for nn.Linear, else their own."""
         w_in, b_in, w_out = self._weights()
-        device, dtype = x.device, x.dtype
-        if x.dim() == 0 or x.shape[-1] != self.d_in:
-            found = x.shape[-1] if x.dim() else "missing"
-            raise ValueError(f"the input's last dimension is {found}, but the layer has d_in={self.d_in}")
-        if device != w_in.device:
-            raise ValueError(f"the input is on {device}, but the layer's weights are on {w_in.device}")
-        if dtype != torch.float64 and _autocast(device.type):
-            dtype = torch.get_autocast_dtype(device.type)
-        elif dtype == w_in.dtype:
+        dtype = computing_dtype(x, w_in, self.d_in)
+        if dtype == x.dtype == w_in.dtype:
             return x, w_in, b_in, w_out
-        else:
-            raise ValueError(f"the input is {dtype}, but the layer's weights are {w_in.dtype}; convert one of them")
         return x.to(dtype), w_in.to(dtype), b_in.to(dtype) if b_in is not None else None, w_out.to(dtype)
 
     def _weights(self) -> tuple[Tensor, Tensor | None, Tensor]:

@@ -1,7 +1,5 @@
 """Timings of the whole crammed encoder and of its pretraining step by feedforward. Not the layer alone (fff.bench)."""
 
-import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +10,7 @@ from cramming.model import CrammedConfig, CrammedForMaskedLM
 from cramming.train.config import TrainConfig
 from cramming.train.optim import build_optimiser
 from fff.machine import describe
+from fff.timing import figures, interleaved
 
 LENGTH = 128
 MASKED = 32  # predicted tokens of a sequence, a quarter
@@ -29,10 +28,10 @@ def encoder(feedforward: str, layers: int, vocab_size: int) -> CrammedForMaskedL
     return CrammedForMaskedLM(config)
 
 
-def inference(model: CrammedForMaskedLM, ids: torch.Tensor) -> Callable[[], None]:
+def inference(model: CrammedForMaskedLM, ids: torch.Tensor) -> Callable[[int], None]:
     """One pass of the encoder, without the decoder."""
 
-    def run() -> None:
+    def run(turn: int) -> None:
         with torch.inference_mode():
             model.model(ids)
 
@@ -40,13 +39,13 @@ def inference(model: CrammedForMaskedLM, ids: torch.Tensor) -> Callable[[], None
     return run
 
 
-def pretraining(model: CrammedForMaskedLM, ids: torch.Tensor) -> Callable[[], None]:
+def pretraining(model: CrammedForMaskedLM, ids: torch.Tensor) -> Callable[[int], None]:
     """One update: forward, backward, clipping, AdamW."""
     optimiser = build_optimiser(model, TrainConfig(budget_steps=1), ids.device)
     places = torch.stack([torch.randperm(LENGTH)[:MASKED] for _ in ids])
     labels = ids.gather(1, places)
 
-    def run() -> None:
+    def run(turn: int) -> None:
         model(ids, labels=labels, masked_positions=places).loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 0.5)
         optimiser.step()
@@ -64,29 +63,20 @@ def measure(work: str, batch: int, layers: int, turns: int) -> list[dict[str, An
     vocab_size = 32768
     ids = torch.randint(5, vocab_size, (batch, LENGTH))
     calls = {name: WORK[work](encoder(name, layers, vocab_size), ids) for name in FEEDFORWARDS}
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(turns + 1):
-        for name, call in calls.items():
-            started = time.perf_counter()
-            call()
-            if turn:
-                times[name].append(time.perf_counter() - started)
-    medians = {name: statistics.median(seconds) for name, seconds in times.items()}
+    rows = {name: figures(found) for name, found in interleaved(calls, ids.device, 0.0, turns).items()}
+    dense, bound = rows["dense 3072"]["median_s"], rows["none"]["median_s"]
     return [
         {
             "work": work,
             "batch": batch,
             "layers": layers,
             "ffn": name,
-            "median_s": medians[name],
-            "min_s": min(times[name]),
-            "max_s": max(times[name]),
-            "n": turns,
-            "tokens_per_s": batch * LENGTH / medians[name],
-            "times_faster_than_dense": medians["dense 3072"] / medians[name],
-            "share_of_bound": medians["none"] / medians[name],
+            **row,
+            "tokens_per_s": batch * LENGTH / row["median_s"],
+            "times_faster_than_dense": dense / row["median_s"],
+            "share_of_bound": bound / row["median_s"],
         }
-        for name in calls
+        for name, row in rows.items()
     ]
 
 

@@ -9,7 +9,8 @@ from cramming.accelerator import make_accelerator
 from cramming.data.prepare import prepare
 from cramming.files import locked
 from cramming.roots import PretrainRoot
-from cramming.train.run import Run, RunFolder, check_layer
+from cramming.train.build import check_layer
+from cramming.train.run import Run, RunFolder
 from cramming.train.tracking import check_wandb
 
 

@@ -11,15 +11,14 @@ from torch import nn
 
 from cramming.data.loader import Masker, MicrobatchLoader, SequenceOrder
 from cramming.data.shards import PreparedData
-from cramming.errors import Stopped, UserError
+from cramming.errors import Stopped
 from cramming.files import read_json, write_json
-from cramming.model import CrammedConfig, CrammedForMaskedLM
-from cramming.model.ffn import build_ffn
 from cramming.report.record import git_state, write_record
 from cramming.roots import PretrainRoot
+from cramming.train.build import build_model
 from cramming.train.checkpoint import Checkpoints, TrainState
 from cramming.train.finish import export, history_curve, history_metrics, print_examples, print_summary
-from cramming.train.hardening import FORMS, Hardening
+from cramming.train.hardening import Hardening
 from cramming.train.hooks import (
     Bar,
     Checkpoint,
@@ -36,7 +35,7 @@ from cramming.train.optim import build_optimiser
 from cramming.train.tracking import close_wandb, open_wandb
 from cramming.train.usage import UsageHook, heatmap, wandb_usage
 from cramming.train.validate import Validation
-from fff.hardening import hardenable, set_hardening
+from fff.hardening import hardenable
 
 MASK_TOKEN = "<mask>"
 
@@ -61,46 +60,6 @@ class RunFolder:
     def history(self) -> Path:
         """metrics.jsonl."""
         return self.path / "metrics.jsonl"
-
-
-def build_model(root: PretrainRoot, data: PreparedData) -> CrammedForMaskedLM:
-    """A freshly initialised model that fits the data; its weights follow from the seed."""
-    set_seed(root.seed)
-    model = root.model
-    config = CrammedConfig(
-        vocab_size=data.vocab_size,
-        hidden_size=model.hidden_size,
-        num_hidden_layers=model.layers,
-        num_attention_heads=model.heads,
-        max_position_embeddings=data.seq_len,
-        positions=model.positions,
-        rotary_base=model.rotary_base,
-        ffn=root.ffn.specification(),
-        layer_norm_eps=model.norm_eps,
-        initializer_range=model.init_std,
-        sparse_prediction=model.sparse_prediction,
-    )
-    try:
-        return CrammedForMaskedLM(config)
-    except (ValueError, RuntimeError) as error:
-        raise UserError(f"ffn: {error}") from error
-
-
-def check_layer(root: PretrainRoot) -> None:
-    """Refuse what the feedforward layer cannot be, or a form of training that it cannot take; needs no memory.
-
-    Raises:
-        UserError: naming the group of keys.
-    """
-    try:
-        with torch.device("meta"):
-            layer = build_ffn(root.ffn.specification(), root.model.hidden_size)
-    except (ValueError, RuntimeError) as error:
-        raise UserError(f"ffn: {error}") from error
-    try:
-        set_hardening(nn.Sequential(layer) if layer else nn.Sequential(), form=FORMS[root.hardening.form])
-    except ValueError as error:
-        raise UserError(f"hardening: {error}") from None
 
 
 class Run:

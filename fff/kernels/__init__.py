@@ -90,19 +90,21 @@ def choose(execution: str, provider: str, device: torch.device, dtype: torch.dty
         return chosen
     if reason := _anywhere(device, dtype):
         raise RuntimeError(f"provider='auto' found none: {reason}")
-    name = _fastest_conditional(device, dtype)
-    threshold = PAYS_FROM.get((name, device.type), PAYS_FROM_OTHER)
-    pays = nodes_in_tree(depth) >= threshold * path_length(depth)
-    if execution == "masked" or (execution == "auto" and not pays):
-        name = "masked"
+    name = "masked" if execution == "masked" else _fastest(execution, device, dtype, depth)
     chosen = PROVIDERS[name]
     _say((name, trees, depth), "PathFFF %dx%d: provider %s (%s execution)", trees, depth, chosen.name, chosen.execution)
     return chosen
 
 
-def _fastest_conditional(device: torch.device, dtype: torch.dtype) -> str:
-    """The first provider that can; says once why provider `cpu` cannot where it should."""
+def _fastest(execution: str, device: torch.device, dtype: torch.dtype, depth: int) -> str:
+    """The first conditional provider that can and, with execution "auto", pays; else masked.
+
+    It asks whether one pays before whether it can, which may compile it. Says once why provider `cpu` cannot.
+    """
     for name in CONDITIONAL_BY_SPEED:
+        pays = nodes_in_tree(depth) >= PAYS_FROM.get((name, device.type), PAYS_FROM_OTHER) * path_length(depth)
+        if execution == "auto" and not pays:
+            continue
         reason = PROVIDERS[name].available(device, dtype)
         if reason is None:
             return name

@@ -136,11 +136,3 @@ def _build(target: Path) -> None:
         checksum.write_text(hashlib.sha256(built.read_bytes()).hexdigest())
         checksum.replace(_checksum(target))
         built.replace(target)
-
-
-if __name__ == "__main__":
-    try:
-        load()
-        print(f"fff: the CPU kernels are in {cache_folder()}")
-    except BuildError as error:
-        sys.exit(f"fff: no CPU kernels, plain torch will do their work: {error}")

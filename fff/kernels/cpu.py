@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fff.activations import ACTIVATIONS
+from fff.kernels.autograd import register_backward
 from fff.kernels.build import BuildError, load
 from fff.reference import PathResult
 from fff.topology import depth_of, path_length
@@ -93,7 +94,7 @@ def _register() -> None:
     torch.library.register_fake("fff::cpu_leaf_infer", _leaf_infer_shapes)
     torch.library.register_fake("fff::cpu_forward", _forward_shapes)
     torch.library.register_fake("fff::cpu_backward", _backward_shapes)
-    torch.library.register_autograd("fff::cpu_forward", _backward, setup_context=_setup_context)
+    register_backward("fff::cpu_forward", torch.ops.fff.cpu_backward.default)
 
 
 def _infer_shapes(x: Tensor, w_in: Tensor, b_in: Tensor | None, w_out: Tensor, activation: int) -> Tensor:
@@ -136,22 +137,3 @@ def _backward_shapes(
         w_in.new_empty(w_in.shape[:2]),
         w_out.new_empty(w_out.shape),
     )
-
-
-def _setup_context(ctx, inputs, output) -> None:
-    x, w_in, b_in, w_out, ctx.activation, _, temperature = inputs
-    ctx.has_bias = b_in is not None
-    ctx.shape = output[0].shape
-    ctx.save_for_backward(x, w_in, w_out, *output[1:], temperature)
-    ctx.set_materialize_grads(False)
-
-
-def _backward(ctx, grad, _, grad_of_scores):
-    if grad is None and grad_of_scores is None:
-        return (None,) * 7
-    if grad is None:
-        grad = ctx.saved_tensors[0].new_zeros(ctx.shape)
-    x_grad, in_grad, bias_grad, out_grad = torch.ops.fff.cpu_backward.default(
-        grad, grad_of_scores, *ctx.saved_tensors, ctx.activation
-    )
-    return x_grad, in_grad, bias_grad if ctx.has_bias else None, out_grad, None, None, None

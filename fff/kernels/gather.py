@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from fff.activations import activation_named
 from fff.decisions import taken_probability, went_right
+from fff.kernels.autograd import register_backward
 from fff.reference import PathResult
 from fff.topology import child, depth_of, first_node, path_length, walk
 
@@ -128,24 +129,7 @@ def _(
     return torch.empty_like(x), torch.empty_like(w_in), w_in.new_empty(w_in.shape[:2]), torch.empty_like(w_out)
 
 
-def _setup_context(ctx, inputs, output) -> None:
-    x, w_in, b_in, w_out, ctx.activation, _, temperature = inputs
-    ctx.has_bias = b_in is not None
-    ctx.shape = output[0].shape
-    ctx.save_for_backward(x, w_in, w_out, *output[1:], temperature)
-    ctx.set_materialize_grads(False)
-
-
-def _backward_formula(ctx, grad, _, grad_of_scores):
-    if grad is None and grad_of_scores is None:
-        return (None,) * 7
-    if grad is None:
-        grad = ctx.saved_tensors[0].new_zeros(ctx.shape)
-    grad_x, grad_in, grad_bias, grad_out = _backward(grad, grad_of_scores, *ctx.saved_tensors, ctx.activation)
-    return grad_x, grad_in, grad_bias if ctx.has_bias else None, grad_out, None, None, None
-
-
-_forward.register_autograd(_backward_formula, setup_context=_setup_context)
+register_backward("fff::gather_forward", _backward)
 
 
 def _decision_gradient(nodes: Tensor, scores: Tensor, contributions: Tensor, temperature: Tensor) -> Tensor:

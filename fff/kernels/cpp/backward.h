@@ -141,6 +141,15 @@ struct TreeSums {
     return parts + ((chunk * 2 + side) * layer().length() + level) * part_width();
   }
 
+  // Which of its chunk's borders cut the node at `level` above a position.
+  struct Cut {
+    bool left, right;
+  };
+  Cut cut(int64_t begin, int64_t end, int64_t position, int64_t level) const {
+    const int64_t here = node(position, level);
+    return {begin > 0 && node(begin - 1, level) == here, end < tokens && node(end, level) == here};
+  }
+
   void chunk(int64_t number, int64_t begin, int64_t end) const {
     for (int64_t at = begin; at < end; at += kBlock) {
       const int64_t stop = std::min<int64_t>(at + kBlock, end);
@@ -167,11 +176,10 @@ struct TreeSums {
     bool fresh[R];
     for (int r = 0; r < R; ++r) {
       const int64_t here = node(first, level + r);
-      const bool cut_left = begin > 0 && node(begin - 1, level + r) == here;
-      const bool cut_right = end < tokens && node(end, level + r) == here;
+      const auto [left, right] = cut(begin, end, first, level + r);
       fresh[r] = first == begin || node(first - 1, level + r) != here;
-      if (cut_left || cut_right) {
-        in_rows[r] = part(number, cut_left ? 0 : 1, level + r);
+      if (left || right) {
+        in_rows[r] = part(number, left ? 0 : 1, level + r);
         out_rows[r] = in_rows[r] + in_width;
         biases[r] = out_rows[r] + out_width;
       } else {
@@ -181,35 +189,34 @@ struct TreeSums {
       }
     }
     const E *x[kBlock], *grad[kBlock];
-    alignas(32) float c_in[kBlock * R], c_out[kBlock * R];
+    float c_in[kBlock][R], c_out[kBlock][R];
     for (int64_t i = 0; i < count; ++i) {
       const int64_t token = sorted.order[first + i], at = token * layer().stride() + tree * length + level;
       x[i] = g.x + token * layer().width;
       grad[i] = g.grad + token * layer().out_width;
-      std::copy(grad_scores + at, grad_scores + at + R, c_in + i * R);
-      std::copy(g.scores + at, g.scores + at + R, c_out + i * R);
+      std::copy(grad_scores + at, grad_scores + at + R, c_in[i]);
+      std::copy(g.scores + at, g.scores + at + R, c_out[i]);
     }
     for_activation(layer().activation,
-                   [&]<Activation a>() { map(c_out, c_out, count * R, [](Floats s) { return value<a>(s); }); });
-    add_tokens<R>(x, count, c_in, R, in_rows, fresh, layer().width);
-    add_tokens<R>(grad, count, c_out, R, out_rows, fresh, layer().out_width);
+                   [&]<Activation a>() { map(c_out[0], c_out[0], count * R, [](Floats s) { return value<a>(s); }); });
+    add_tokens<R>(x, count, c_in, in_rows, fresh, layer().width);
+    add_tokens<R>(grad, count, c_out, out_rows, fresh, layer().out_width);
     for (int r = 0; r < R; ++r) {
       float sum = fresh[r] ? 0 : *biases[r];
-      for (int64_t i = 0; i < count; ++i) sum += c_in[i * R + r];
+      for (int64_t i = 0; i < count; ++i) sum += c_in[i][r];
       *biases[r] = sum;
     }
   }
 
-  // The rows that borders cut, and zeros for the nodes that no token visited.
+  // The rows that borders cut.
   void join(int64_t chunks, int64_t chunk_size) const {
     for (int64_t c = 0; c < chunks; ++c) {
       const int64_t begin = c * chunk_size, end = std::min(begin + chunk_size, tokens);
       for (int side = 0; side < 2; ++side)
         for (int64_t level = 0; level < layer().length(); ++level) {
-          const int64_t here = node(side == 0 ? begin : end - 1, level);
-          const bool cut_left = begin > 0 && node(begin - 1, level) == here;
-          const bool cut_right = end < tokens && node(end, level) == here;
-          if (side == 0 ? !cut_left : (cut_left || !cut_right)) continue;
+          const int64_t position = side == 0 ? begin : end - 1, here = node(position, level);
+          const auto [left, right] = cut(begin, end, position, level);
+          if (side == 0 ? !left : (left || !right)) continue;
           const float* from = part(c, side, level);
           join_row(from, in + here * in_width, in_width, side == 0);
           join_row(from + in_width, out + here * out_width, out_width, side == 0);

@@ -26,7 +26,7 @@ struct Layer {
 struct Space {
   WalkSpace walk;
   std::vector<int32_t> order, leaf;  // (T, tokens)
-  std::vector<float> scores, active, sums;
+  std::vector<float> active, sums;
   std::vector<const void*> rows;
   std::vector<int32_t> leaves;
   std::vector<int64_t> counts;
@@ -38,6 +38,7 @@ struct Space {
 };
 
 inline int64_t padded(int64_t width) { return (width + kStep - 1) / kStep * kStep; }
+
 // to (tokens, out_width) = sum over trees and path nodes of coefficient * the node's row; w (T, M, row_width), coefficients
 // (tokens, stride). Needs the sorted tokens of all trees in `space`.
 template <class E>

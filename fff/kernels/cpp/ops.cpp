@@ -217,8 +217,8 @@ void write_rows(const float* sums, int64_t sums_width, const bool* visited, E* t
     for (int64_t row = begin; row < end; ++row) {
       if (!visited[row]) {
         std::memset(static_cast<void*>(to + row * width), 0, width * sizeof(E));
-      } else if (static_cast<const void*>(sums) != static_cast<const void*>(to)) {
-        if constexpr (sizeof(E) < sizeof(float)) from_halves(sums + row * sums_width, to + row * width, width);
+      } else if constexpr (sizeof(E) < sizeof(float)) {  // float32 sums are in their place already
+        from_halves(sums + row * sums_width, to + row * width, width);
       }
     }
   });

@@ -103,11 +103,11 @@ inline void add_rows(const E* const* rows, int64_t count, const float* const* co
   }
 }
 
-// rows[r] (+)= sum over n < count of coefficients[n * stride + r] * tokens[n], r < R; `rows` float32, in halves and padded
+// rows[r] (+)= sum over n < count of coefficients[n][r] * tokens[n], r < R; `rows` float32, in halves and padded
 // as above. `fresh[r]`: what is in the row is not read.
 template <int R, class E>
-inline void add_tokens(const E* const* tokens, int64_t count, const float* coefficients, int64_t stride,
-                       float* const* rows, const bool* fresh, int64_t width) {
+inline void add_tokens(const E* const* tokens, int64_t count, const float (*coefficients)[R], float* const* rows,
+                       const bool* fresh, int64_t width) {
   const auto tile = [&](const auto& token_at, const auto& row_at) {
     Floats first[R], second[R];
     for (int r = 0; r < R; ++r) {
@@ -118,7 +118,7 @@ inline void add_tokens(const E* const* tokens, int64_t count, const float* coeff
       const auto token = token_at(n);
       const Floats a = load<0>(static_cast<const E*>(token)), b = load<1>(static_cast<const E*>(token));
       for (int r = 0; r < R; ++r) {
-        const Floats c = all(coefficients[n * stride + r]);
+        const Floats c = all(coefficients[n][r]);
         first[r] = fused(c, a, first[r]);
         second[r] = fused(c, b, second[r]);
       }

@@ -2,8 +2,8 @@
 //
 // Depth first over lists of tokens: a node's list is scored against the node and both of its children at once, two levels
 // for one pass over the tokens, and divided into the four grandchildren's lists. A list of more tokens than a core's cache
-// holds goes down four levels a stretch at a time, so that a token is fetched from memory once for those four, and the
-// stretches are gathered into the lists of the sixteen nodes below. Tokens end in the order of their leaves, and a
+// holds goes down kFarLevels a stretch of kNear at a time, so that a token is fetched from memory once for those levels, and
+// the stretches are gathered into one list per node below. Tokens end in the order of their leaves, and a
 // subtree's rows stay in cache while its lists are walked.
 #pragma once
 

@@ -1,0 +1,53 @@
+"""The model that a pretraining configuration names, and whether it can be. Not its training (run.py)."""
+
+import torch
+from accelerate.utils import set_seed
+from torch import nn
+
+from cramming.data.shards import PreparedData
+from cramming.errors import UserError
+from cramming.model import CrammedConfig, CrammedForMaskedLM
+from cramming.model.ffn import build_ffn
+from cramming.roots import PretrainRoot
+from cramming.train.hardening import FORMS
+from fff.hardening import set_hardening
+
+
+def build_model(root: PretrainRoot, data: PreparedData) -> CrammedForMaskedLM:
+    """A freshly initialised model that fits the data; its weights follow from the seed."""
+    set_seed(root.seed)
+    model = root.model
+    config = CrammedConfig(
+        vocab_size=data.vocab_size,
+        hidden_size=model.hidden_size,
+        num_hidden_layers=model.layers,
+        num_attention_heads=model.heads,
+        max_position_embeddings=data.seq_len,
+        positions=model.positions,
+        rotary_base=model.rotary_base,
+        ffn=root.ffn.specification(),
+        layer_norm_eps=model.norm_eps,
+        initializer_range=model.init_std,
+        sparse_prediction=model.sparse_prediction,
+    )
+    try:
+        return CrammedForMaskedLM(config)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"ffn: {error}") from error
+
+
+def check_layer(root: PretrainRoot) -> None:
+    """Refuse what the feedforward layer cannot be, or a form of training that it cannot take; needs no memory.
+
+    Raises:
+        UserError: naming the group of keys.
+    """
+    try:
+        with torch.device("meta"):
+            layer = build_ffn(root.ffn.specification(), root.model.hidden_size)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"ffn: {error}") from error
+    try:
+        set_hardening(nn.Sequential(layer) if layer else nn.Sequential(), form=FORMS[root.hardening.form])
+    except ValueError as error:
+        raise UserError(f"hardening: {error}") from None
