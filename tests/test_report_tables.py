@@ -13,6 +13,7 @@ from cramming.errors import UserError
 from cramming.files import write_json
 from cramming.glue.config import GlueConfig
 from cramming.report.averages import averages
+from cramming.report.curves import comparable, label_of
 from cramming.report.groups import PAPER_EXPERIMENTS, suite_groups
 from cramming.report.stats import summarise
 from cramming.report.tables import build_tables, read_paper, write_tables
@@ -258,6 +259,44 @@ def test_a_number_that_is_missing_stays_missing(paper):
     assert set(cells(row)[4:12]) == {"—"}
 
 
+def hardened_record(seed, form, dead, loss=4.0):
+    ramp = {"schedule": "linear", "start": 0.0, "end": 0.01 if form == "entropy" else None}
+    still = {"schedule": "constant", "start": 0.0, "end": None}
+    record = pretrain_record(seed, loss, name=f"quickstart-1x7-s{seed}-{form}", ffn="1x7", group=form)
+    record["config"]["ffn"] = {"kind": "path", "trees": 1, "depth": 7}
+    record["config"]["hardening"] = {"form": form, "harden_at": 0.9, "entropy_weight": ramp, "balance_weight": still}
+    record["metrics"] |= {"dead_leaves": dead, "usage_entropy_relative": 0.5, "soft_hard_gap": -0.01}
+    record["data_fingerprint"] = "abcdef012345"
+    record["curve"] = [{"progress": t, "tokens": 4e6 * t, "valid_loss": loss + 1 - t} for t in (0.5, 1.0)]
+    return record
+
+
+def test_leaves_table_tells_forms_of_hardening_apart(paper):
+    records = [hardened_record(seed, form, 100.0 + seed) for form in ("hard", "entropy") for seed in (0, 1)]
+    tables = build_tables([*records, pretrain_record(5, 4.0)], paper)  # the last one has no leaves
+    hard, entropy = (cells(*lines_with(tables["leaves.md"], f"| {form}")) for form in ("hard,", "entropy,"))
+    assert hard[3] == "hard, hard from 90% on"
+    assert entropy[3] == "entropy, entropy_weight 0 to 0.01 (linear), hard from 90% on"
+    assert entropy[5:9] == [
+        "4.000 (4.000–4.000), n=2",
+        "-0.0100 (-0.0100–-0.0100), n=2",
+        "50.0 (50.0–50.0), n=2",
+        "100 (100–101), n=2",
+    ]
+    assert entropy[-1] == "512"
+    assert len(lines_with(tables["leaves.md"], "| quickstart |")) == 2
+    rows = [r for r in csv_rows(tables["leaves.csv"]) if r["quantity"] == "dead_leaves"]
+    assert [(r["median"], r["min"], r["max"], r["n"]) for r in rows] == [("100.5", "100", "101", "2")] * 2
+
+
+def test_curves_show_comparable_runs_together():
+    records = [hardened_record(seed, form, 9.0) for form in ("hard", "entropy") for seed in (0, 1)]
+    other = hardened_record(0, "anneal", 9.0) | {"data_fingerprint": "other"}
+    pages = comparable([*records, other])
+    assert pages == {"quickstart-4000000-tokens-abcdef.png": records}
+    assert len({label_of(record) for record in records}) == 2
+
+
 def test_mini_stands_apart_from_glue(paper):
     records = [
         glue_record(task, seed, 0.3, suite="mini")
@@ -274,6 +313,7 @@ def test_mini_stands_apart_from_glue(paper):
 def test_same_records_give_equal_bytes_whatever_their_order(tmp_path, paper):
     records = [glue_record(task, seed, 0.7 + seed / 100) for task in TASKS for seed in range(3)]
     records += [pretrain_record(seed, 5.0 + seed / 10) for seed in range(3)]
+    records += [hardened_record(seed, "hard", 3.0) for seed in (0, 1)]
     shuffled = records[:]
     random.Random(0).shuffle(shuffled)
     assert build_tables(records, paper) == build_tables(shuffled, paper)
@@ -282,9 +322,8 @@ def test_same_records_give_equal_bytes_whatever_their_order(tmp_path, paper):
         write_json(tmp_path / "runs" / f"{record['name']}.json", {"schema_version": 1, **record})
     paths = write_tables(tmp_path)
     first = {path.name: path.read_bytes() for path in paths}
-    assert set(first) == {
-        f"{name}.{end}" for name in ("pretraining", "glue", "mini", "images") for end in ("md", "csv")
-    }
+    pages = {f"{name}.{end}" for name in ("pretraining", "leaves", "glue", "mini", "images") for end in ("md", "csv")}
+    assert set(first) == pages | {"quickstart-4000000-tokens-abcdef.png"}
     assert {path.name: path.read_bytes() for path in write_tables(tmp_path)} == first
 
 

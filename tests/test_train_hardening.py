@@ -66,6 +66,7 @@ def test_usage_stands_in_history_record_and_picture(tmp_path: Path) -> None:
     assert layers[0] == pytest.approx(sum(trees) / 2)
     assert {f"fff/layer_01/level_{level:02d}/imbalance" for level in range(3)} <= last.keys()
     assert last["fff/running_tokens"] > 0
+    assert all(0 < mark["fff/usage_time"] < 1 for mark in marks)
     with Image.open(root.run_folder / "usage" / "step-00000012.png") as picture:
         assert picture.size[0] >= 900
     record = json.loads((root.run_folder / "record.json").read_text())

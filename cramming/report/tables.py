@@ -1,4 +1,4 @@
-"""Writing results/tables from results/runs and results/paper.yaml alone. Not a page's content."""
+"""Writing results/tables and results/curves from results/runs and results/paper.yaml alone. Not a page's content."""
 
 from pathlib import Path
 from typing import Any
@@ -7,8 +7,10 @@ import yaml
 
 from cramming.errors import UserError
 from cramming.files import write_atomic
+from cramming.report.curves import write_curves
 from cramming.report.groups import pretrain_groups, suite_groups
 from cramming.report.images import images_csv, images_markdown
+from cramming.report.leaves import leaves_csv, leaves_markdown
 from cramming.report.pretraining import pretraining_csv, pretraining_markdown
 from cramming.report.record import read_records
 from cramming.report.suites import glue_csv, glue_markdown, mini_csv, mini_markdown
@@ -35,6 +37,8 @@ def build_tables(records: list[dict[str, Any]], paper: dict[str, Any]) -> dict[s
     return {
         "pretraining.md": pretraining_markdown(pretraining),
         "pretraining.csv": pretraining_csv(pretraining),
+        "leaves.md": leaves_markdown(pretraining),
+        "leaves.csv": leaves_csv(pretraining),
         "glue.md": glue_markdown(glue, paper["glue"]),
         "glue.csv": glue_csv(glue, paper["glue"]),
         "mini.md": mini_markdown(mini),
@@ -45,10 +49,11 @@ def build_tables(records: list[dict[str, Any]], paper: dict[str, Any]) -> dict[s
 
 
 def write_tables(results_dir: Path) -> list[Path]:
-    """Write every table and return the paths. UserError names a damaged record."""
-    tables = build_tables(read_records(results_dir), read_paper(results_dir / "paper.yaml"))
+    """Write every table and picture of curves, and return the paths. UserError names a damaged record."""
+    records = read_records(results_dir)
+    tables = build_tables(records, read_paper(results_dir / "paper.yaml"))
     paths = []
     for name, content in tables.items():
         write_atomic(results_dir / "tables" / name, content)
         paths.append(results_dir / "tables" / name)
-    return paths
+    return paths + write_curves(records, results_dir / "curves")

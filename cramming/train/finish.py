@@ -9,7 +9,16 @@ from cramming.files import commit_folder
 from cramming.model import CrammedForMaskedLM
 
 # What a record keeps of the leaves; the history has it per layer, tree and level too.
-LEAVES = ("usage_entropy", "usage_entropy_relative", "dead_leaves", "fullest_leaf", "decided", "churn", "soft_hard_gap")
+LEAVES = (
+    "usage_entropy",
+    "usage_entropy_relative",
+    "dead_leaves",
+    "fullest_leaf",
+    "decided",
+    "churn",
+    "soft_hard_gap",
+    "usage_time",
+)
 
 
 def history_metrics(rows: list[dict[str, Any]], unigram_loss: float) -> dict[str, float]:

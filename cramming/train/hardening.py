@@ -58,7 +58,8 @@ class HardeningConfig:
     form: str = "hard"
     temperature: TemperatureRamp = field(default_factory=TemperatureRamp)  # of the decisions' sigmoids
     entropy_weight: Ramp = field(default_factory=Ramp)  # of the summed entropies (nats per token, mean over layers)
-    balance_weight: Ramp = field(default_factory=Ramp)  # of the balance loss, in [0, 1], see fff.hardening.balance_loss
+    # Of the balance loss, in [0, 1], see fff.hardening.balance_loss: of each microbatch by itself, mean over them.
+    balance_weight: Ramp = field(default_factory=Ramp)
     region_leak: float = 0.0  # probability that a decision is turned round in training
     harden_at: float = 1.0  # progress from which training is exactly hard, without hardening losses
 

@@ -45,8 +45,9 @@ class UsageHook(Hook):
     """Leaf usage of every FFF layer.
 
     At validation marks on a fixed probe set: figures per layer, tree and level, the share of probe tokens whose leaf
-    changed since the last mark (churn), and the soft-hard gap (MLM loss soft minus hard). In between, every `steps`
-    steps, the leaves of one training microbatch are counted, over all processes.
+    changed since the last mark (churn), the soft-hard gap (MLM loss soft minus hard), and the share of the time since
+    the last mark that these measures took. In between, every `steps` steps, the leaves of one training microbatch are
+    counted, over all processes.
 
     Args:
         sequences: probe sequences, from the head of the validation set.
@@ -60,6 +61,8 @@ class UsageHook(Hook):
         self.latest: dict[str, float] = {}
         self.leaves: list[Tensor] = []  # of the probe tokens at the last mark, per layer
         self.counts: list[Tensor] = []  # of training tokens since then
+        self.seconds = 0.0  # that this hook took since then
+        self.started = 0.0  # when that was, in seconds of the budget
 
     def state(self) -> dict[str, list[Tensor]]:
         """What a checkpoint must keep so that a resumed run finds the same figures."""
@@ -68,6 +71,10 @@ class UsageHook(Hook):
     def restore(self, state: dict[str, list[Tensor]]) -> None:
         """Go on from a checkpoint's state."""
         self.leaves, self.counts = state["leaves"], state["counts"]
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Note the time."""
+        self.started = trainer.state.seconds
 
     def on_step(self, trainer: Trainer, step: Step) -> None:
         """Count or measure when it is time, and count the time against the budget."""
@@ -79,7 +86,13 @@ class UsageHook(Hook):
         self._count(trainer)
         if marked:
             self._mark(trainer)
-        trainer.add_seconds(trainer.agree(trainer.clock() - started))
+        spent = trainer.agree(trainer.clock() - started)
+        trainer.add_seconds(spent)
+        self.seconds += spent
+        if marked and self.latest:
+            now = trainer.state.seconds
+            self.latest["fff/usage_time"] = self.seconds / (now - self.started)
+            self.seconds, self.started = 0.0, now
 
     @torch.no_grad()
     def _count(self, trainer: Trainer) -> None:
