@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cramming.errors import Stopped, UserError
 from cramming.files import is_full_disk
+from cramming.report.record import git_state
 from cramming.roots import GlueRoot, ImagesRoot, PretrainRoot, TablesRoot
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -112,6 +113,7 @@ def entry(name: str) -> Callable[[Callable[[Any], None]], Callable[[], None]]:
                 sys.exit(2)
 
         def run() -> None:
+            git_state()  # now, not when a record is written: the checkout may have moved on by then
             register()
             hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=name)(task)()
             if failed:

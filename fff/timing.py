@@ -3,33 +3,70 @@
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 MOST_TURNS = 400
+BLOCK_SECONDS = 0.02  # a turn repeats a call for about as long
+MOST_CALLS = 2000
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Seconds per call in one turn.
+
+    `first` finds the caches as the others' calls left them, `steady` as its own calls did; equal where a turn has one
+    call.
+    """
+
+    first: float
+    steady: float
 
 
 def interleaved(
     cases: Mapping[str, Callable[[int], object]], device: torch.device, seconds_per_case: float, least: int = 3
-) -> dict[str, list[float]]:
-    """Seconds of each case, called with the number of the turn: A B C A B C ... until the time is used.
+) -> dict[str, list[Sample]]:
+    """Samples of each case, called with a running number: A A A B B C A A A B B C ... until the time is used.
 
-    `least` turns are taken however long they last, after one that warms up and is left out.
+    `least` turns are taken however long they last, after one that warms up and finds out how many calls a turn has.
     """
-    times: dict[str, list[float]] = {name: [] for name in cases}
+    calls = dict.fromkeys(cases, 0)
+    for name, case in cases.items():
+        seconds = min(_seconds(case, range(start, start + 1), device) for start in range(2))
+        calls[name] = max(0, min(MOST_CALLS, round(BLOCK_SECONDS / seconds)) - 1)
+    samples: dict[str, list[Sample]] = {name: [] for name in cases}
     turn, deadline = 0, time.perf_counter() + seconds_per_case * len(cases)
-    while turn <= least or (time.perf_counter() < deadline and turn < MOST_TURNS):
-        for name, call in cases.items():
-            started = time.perf_counter()
-            call(turn)
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            times[name].append(time.perf_counter() - started)
+    while turn < least or (time.perf_counter() < deadline and turn < MOST_TURNS):
+        for name, case in cases.items():
+            samples[name].append(_sample(case, turn, calls[name], device))
         turn += 1
-    return {name: found[1:] for name, found in times.items()}
+    return samples
 
 
-def figures(seconds: list[float]) -> dict[str, Any]:
-    """Median, spread and number, as a row of a report has them."""
-    return {"median_s": statistics.median(seconds), "min_s": min(seconds), "max_s": max(seconds), "n": len(seconds)}
+def _sample(case: Callable[[int], object], turn: int, more: int, device: torch.device) -> Sample:
+    first = _seconds(case, range(turn, turn + 1), device)
+    return Sample(first, _seconds(case, range(turn + 1, turn + 1 + more), device) / more if more else first)
+
+
+def _seconds(case: Callable[[int], object], numbers: range, device: torch.device) -> float:
+    started = time.perf_counter()
+    for number in numbers:
+        case(number)
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def figures(samples: list[Sample]) -> dict[str, Any]:
+    """Median, spread and number, as a row of a report has them; `cold_s` is the median of the turns' first calls."""
+    steady = [sample.steady for sample in samples]
+    cold = statistics.median(sample.first for sample in samples)
+    return {
+        "median_s": statistics.median(steady),
+        "min_s": min(steady),
+        "max_s": max(steady),
+        "cold_s": cold,
+        "n": len(samples),
+    }

@@ -39,7 +39,7 @@ def run(folder: Path, *settings: str, processes: int = 1) -> subprocess.Complete
 def history(folder: Path) -> list[dict]:
     (path,) = (folder / "outputs" / "runs").glob("*/metrics.jsonl")
     rows = read_history(path)
-    timed = ("train/tokens_per_s", "budget/hours")
+    timed = ("train/tokens_per_s", "budget/hours", "fff/usage_time")
     return [{key: value for key, value in row.items() if key not in timed} for row in rows]
 
 
@@ -111,6 +111,11 @@ def test_a_finished_run_is_recognised(whole: Path, capsys: pytest.CaptureFixture
     pretrain(tiny_root(whole))
     assert "finished already" in capsys.readouterr().out
     assert model_file(whole).stat().st_mtime_ns == before
+    (record,) = whole.glob("results/runs/*.json")
+    content = record.read_bytes()
+    record.unlink()
+    pretrain(tiny_root(whole))
+    assert record.read_bytes() == content
 
 
 def stop_in_fifth_step(patch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ from cramming.glue.schedule import warmup_steps
 from cramming.glue.sources import TaskData, limited, load_hub, load_local
 from cramming.glue.tasks import Task, chosen_tasks
 from cramming.report.averages import averages
-from cramming.report.record import write_record
+from cramming.report.record import record_file, write_record
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def run_name(suite: Suite, task: Task, settings: dict[str, Any], seed: int) -> s
 
 def finished_record(suite: Suite, name: str, fingerprint: str) -> dict[str, Any] | None:
     """The record of this very run (same settings, examples and weights) if it finished."""
-    path = suite.results_dir / "runs" / f"{name}.json"
+    path = record_file(suite.results_dir, name)
     if not path.exists():
         return None
     record = read_json(path)

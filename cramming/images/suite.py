@@ -12,7 +12,7 @@ from cramming.files import read_json, short_hash
 from cramming.images.config import ImagesConfig, Row
 from cramming.images.data import ImageData, load_images
 from cramming.images.train import build_row, train_row
-from cramming.report.record import write_record
+from cramming.report.record import record_file, write_record
 from cramming.roots import ImagesRoot
 
 
@@ -49,7 +49,7 @@ def finished_record(
     results: Path, config: ImagesConfig, row: Row, seed: int, fingerprint: str
 ) -> dict[str, Any] | None:
     """The record of this very run (same settings, same data) if it finished."""
-    path = results / "runs" / f"{run_name(config, row, seed)}.json"
+    path = record_file(results, run_name(config, row, seed))
     if not path.exists():
         return None
     record = read_json(path)

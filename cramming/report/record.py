@@ -59,9 +59,14 @@ def write_record(
         "libraries": library_versions(),
         **(extra or {}),
     }
-    path = results_dir / "runs" / f"{name}.json"
+    path = record_file(results_dir, name)
     write_json(path, record)
     return path
+
+
+def record_file(results_dir: Path, name: str) -> Path:
+    """Where the record of a run is."""
+    return results_dir / "runs" / f"{name}.json"
 
 
 def read_records(results_dir: Path) -> list[dict[str, Any]]:

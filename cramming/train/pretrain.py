@@ -7,7 +7,8 @@ import torch
 
 from cramming.accelerator import make_accelerator
 from cramming.data.prepare import prepare
-from cramming.files import locked
+from cramming.files import locked, read_json, write_json
+from cramming.report.record import record_file
 from cramming.roots import PretrainRoot
 from cramming.train.build import check_layer
 from cramming.train.run import Run, RunFolder
@@ -23,6 +24,10 @@ def pretrain(root: PretrainRoot) -> Path:
     folder = RunFolder(root.run_folder)
     if folder.record.exists():
         print(f"{root.run_name} is finished already: {folder.path}")
+        kept = record_file(Path(root.results_dir), root.run_name)
+        if not kept.exists():
+            write_json(kept, read_json(folder.record))
+            print(f"written    {kept}, which was missing, from {folder.record}")
         return folder.path
     accelerator = make_accelerator("train.precision", root.train.precision, cpu=not torch.cuda.is_available())
     # Before the data, whose preparation may take hours.

@@ -13,7 +13,7 @@ from cramming.data.loader import Masker, MicrobatchLoader, SequenceOrder
 from cramming.data.shards import PreparedData
 from cramming.errors import Stopped
 from cramming.files import read_json, write_json
-from cramming.report.record import git_state, write_record
+from cramming.report.record import write_record
 from cramming.roots import PretrainRoot
 from cramming.train.build import build_model
 from cramming.train.checkpoint import Checkpoints, TrainState
@@ -83,7 +83,6 @@ class Run:
             # Equal weights need equal generators; a region leak in all processes must not be one and the same.
             set_seed(root.seed, device_specific=True)
         self.parameters = sum(p.numel() for p in self.model.parameters())
-        git_state()  # now, not when the record is written: the checkout may have moved on by then
         self.memory: dict[str, Any] = {}  # of the hooks of the run that this one continues
         self.hardening = Hardening(root.hardening, self.model)
         self.optimiser = build_optimiser(self.model, config, accelerator.device)
