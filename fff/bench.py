@@ -83,6 +83,8 @@ def measure(setting: Setting, device: torch.device) -> list[dict[str, Any]]:
             cases[name] = Case(run, module, wide if dtype == torch.float32 else xs)
             if setting.compiled:
                 cases[f"{name} compiled"] = Case(run, torch.compile(module), cases[name].inputs)  # type: ignore[arg-type]
+    for case in cases.values():
+        case.module.train(setting.mode == "training")
     rows = {name: figures(samples) for name, samples in interleaved(cases, device, setting.seconds).items()}
     equal = tuple(f"dense {width}" for width in EQUAL_WIDTHS)
     return [

@@ -41,7 +41,7 @@ class Provider:
     """Who computes the layer.
 
     `available(device, dtype)` is None, or the reason why this machine cannot. `output` gives y alone, where that is
-    faster than the whole result.
+    faster than the whole result; `infer` is for operands that are as they must be (checked by itself), and no gradient.
     """
 
     name: str
@@ -49,6 +49,7 @@ class Provider:
     function: Function
     available: Callable[[torch.device, torch.dtype], str | None] = _anywhere
     output: Output | None = None
+    infer: Callable[[Tensor, Tensor, Tensor | None, Tensor, str], Tensor] | None = None
 
 
 PROVIDERS = {
@@ -57,7 +58,7 @@ PROVIDERS = {
         Provider("reference", "conditional", path_fff),
         Provider("masked", "masked", masked),
         Provider("gather", "conditional", gather),
-        Provider("cpu", "conditional", cpu.cpu, cpu.available, cpu.output),
+        Provider("cpu", "conditional", cpu.cpu, cpu.available, cpu.output, cpu.infer),
     )
 }
 CONDITIONAL_BY_SPEED = ("cpu", "gather")

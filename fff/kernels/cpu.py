@@ -42,6 +42,15 @@ def _ready() -> str | None:
     return None
 
 
+def infer(x: Tensor, w_in: Tensor, b_in: Tensor | None, w_out: Tensor, activation: str) -> Tensor:
+    """x (..., H) -> y (..., K), without gradients.
+
+    Raises:
+        ValueError: tensors of another dtype, device or size than x.
+    """
+    return torch.ops.fff.cpu_infer.default(x, w_in, b_in, w_out, ACTIVATION_IDS[activation])
+
+
 def output(
     x: Tensor,
     w_in: Tensor,
@@ -52,9 +61,9 @@ def output(
     temperature: Tensor | None = None,
 ) -> Tensor:
     """y (N, K) alone; arguments as `cpu`."""
-    number = ACTIVATION_IDS[activation]
     if flips is None and not torch.is_grad_enabled():
-        return torch.ops.fff.cpu_infer.default(x, w_in, b_in, w_out, number)
+        return infer(x, w_in, b_in, w_out, activation)
+    number = ACTIVATION_IDS[activation]
     return torch.ops.fff.cpu_forward.default(x, w_in, b_in, w_out, number, flips, temperature)[0]
 
 

@@ -55,7 +55,7 @@ void sum_paths(const Layer<E>& layer, const E* w, int64_t row_width, const float
   }
   // A large output of one tree is written once and not read here again.
   const bool streaming = !sums && tokens * row_width * sizeof(E) >= kStreamBytes &&
-                         reinterpret_cast<uintptr_t>(to) % 32 == 0 && row_width * sizeof(E) % 32 == 0;
+                         reinterpret_cast<uintptr_t>(to) % kVectorBytes == 0 && row_width * sizeof(E) % kVectorBytes == 0;
   space.rows.resize(length);
   const E** rows = reinterpret_cast<const E**>(space.rows.data());
   for (int64_t tree = 0; tree < layer.trees; ++tree) {

@@ -17,9 +17,9 @@ namespace {
 using at::Tensor;
 using std::optional;
 
-// One tree's top levels are walked once for all tokens of a block, so it takes all; with many trees a block's inputs and
-// sums must stay in a core's cache while the trees pass.
-constexpr int64_t kBlockOfOneTree = 16384, kBlockOfTrees = 128;
+// One tree's top levels are walked once for all tokens of a block, so it takes all. Of many trees, whose rows together
+// exceed a core's cache, each is fetched once a block: what that saves outweighs that inputs and sums leave the cache.
+constexpr int64_t kBlockOfOneTree = 16384, kBlockOfTrees = 1024;
 // A thread is worth waking from about this much work on: multiply-adds.
 constexpr int64_t kWorkForThread = 1 << 19;
 

@@ -1,21 +1,25 @@
 // The three products that the layers are made of, on few rows at a time: dots, sums of rows, and sums over tokens.
 // Not which rows: that is known to walk.h, forward.h and backward.h.
 //
-// Register blocks: 3 tokens x 3 nodes for dots are 9 accumulators, 3 rows and 1 token of AVX's 16 registers, with 9
+// Register blocks. AVX has 16 registers: 3 tokens x 3 nodes for dots are 9 accumulators, 3 rows and 1 token, with 9
 // multiply-adds for 6 loads (4 x 3 would just fit, but compilers spill); 4 tokens x 16 columns for sums of rows, 8 for 6.
-// A dot has one accumulator of 8 lanes whatever the block, and sums run in the order of their terms, so that bits do not
-// depend on what is computed beside.
+// AVX-512 has 32: 4 x 3 and 4 tokens x 64 columns. A dot has one accumulator of a vector's lanes whatever the block, and
+// sums run in the order of their terms, so that bits do not depend on what is computed beside.
 #pragma once
 
 #include "vectors.h"
 
 namespace fff {
 
-// Of a register block.
-constexpr int kDotTokens = 3, kDotNodes = 3, kSumTokens = 4;
+// Of a register block: tokens, nodes, and steps of columns.
+#if defined(__AVX512F__)
+constexpr int kDotTokens = 4, kDotNodes = 3, kSumTokens = 4, kSumSteps = 2;
+#else
+constexpr int kDotTokens = 3, kDotNodes = 3, kSumTokens = 4, kSumSteps = 1;
+#endif
 
 template <int half, int T, int N, class E>
-inline void dots_step(const E* const (&x)[T], const E* const (&w)[N], Floats (&sums)[T][N]) {
+inline void dots_half(const E* const (&x)[T], const E* const (&w)[N], Floats (&sums)[T][N]) {
   Floats row[N];
   for (int n = 0; n < N; ++n) row[n] = in_register(load<half>(w[n]));
   for (int t = 0; t < T; ++t) {
@@ -24,15 +28,39 @@ inline void dots_step(const E* const (&x)[T], const E* const (&w)[N], Floats (&s
   }
 }
 
-// Rows to ask memory for while others are worked on, a cache line at a step: what the next calls will read. They may be
+#if defined(__AVX512BF16__)
+// Products of neighbours, both added to a float32 lane by one instruction, which takes denormal numbers for zero.
+template <int T, int N>
+inline void dots_pairs(const BFloat16* const (&x)[T], const BFloat16* const (&w)[N], Floats (&sums)[T][N]) {
+  __m512bh row[N];
+  for (int n = 0; n < N; ++n) row[n] = (__m512bh)in_register(read<Floats>(w[n]));
+  for (int t = 0; t < T; ++t) {
+    const __m512bh token = (__m512bh)in_register(read<Floats>(x[t]));
+    for (int n = 0; n < N; ++n) sums[t][n] = (Floats)_mm512_dpbf16_ps((__m512)sums[t][n], token, row[n]);
+  }
+}
+#endif
+
+template <int T, int N, class E>
+inline void dots_step(const E* const (&x)[T], const E* const (&w)[N], Floats (&sums)[T][N]) {
+#if defined(__AVX512BF16__)
+  if constexpr (sizeof(E) < sizeof(float)) return dots_pairs(x, w, sums);
+#endif
+  dots_half<0>(x, w, sums);
+  dots_half<1>(x, w, sums);
+}
+
+// Rows to ask memory for while others are worked on, a step's cache lines at a time: what the next calls will read. They may be
 // any rows, but rows of the right type and width.
 template <class E>
 struct Ahead {
   const E* first;
   const E* second;
   void step(int64_t column) const {
-    __builtin_prefetch(first + column, 0, 2);
-    __builtin_prefetch(second + column, 0, 2);
+    for (int at = 0; at < kStep; at += kLineBytes / sizeof(E)) {
+      __builtin_prefetch(first + column + at, 0, 2);
+      __builtin_prefetch(second + column + at, 0, 2);
+    }
   }
 };
 
@@ -45,8 +73,7 @@ inline void dots(const E* const* tokens, const E* const* rows, int64_t width, fl
   for (int n = 0; n < N; ++n) w[n] = rows[n];
   for (int64_t i = 0; i < width / kStep; ++i) {
     ahead.step(i * kStep);
-    dots_step<0>(x, w, sums);
-    dots_step<1>(x, w, sums);
+    dots_step(x, w, sums);
     for (int t = 0; t < T; ++t) x[t] += kStep;
     for (int n = 0; n < N; ++n) w[n] += kStep;
   }
@@ -59,46 +86,62 @@ inline void dots(const E* const* tokens, const E* const* rows, int64_t width, fl
     };
     for (int t = 0; t < T; ++t) end_of(x[t], t);
     for (int n = 0; n < N; ++n) end_of(w[n], T + n);
-    dots_step<0>(x, w, sums);
-    dots_step<1>(x, w, sums);
+    dots_step(x, w, sums);
   }
   for (int t = 0; t < T; ++t)
     for (int n = 0; n < N; ++n) out[t][n] = sum(sums[t][n]);
 }
 
+// C steps of a row as vectors.
+template <int C, class E>
+inline void load_steps(const E* from, Floats (&to)[2 * C]) {
+  for (int c = 0; c < C; ++c) to[2 * c] = load<0>(from + c * kStep), to[2 * c + 1] = load<1>(from + c * kStep);
+}
+
+// f.operator()<C>(column) over the whole steps of a row, C = kSumSteps at a time while there are as many, then one by one;
+// returns the first column that is left.
+template <class F>
+inline int64_t over_steps(int64_t width, const F& f) {
+  int64_t column = 0;
+  for (; column + kSumSteps * kStep <= width; column += kSumSteps * kStep) f.template operator()<kSumSteps>(column);
+  if constexpr (kSumSteps > 1)
+    for (; column + kStep <= width; column += kStep) f.template operator()<1>(column);
+  return column;
+}
+
 // to[t] (+)= sum over l < count of coefficients[t][l] * rows[l]. Where `to` is float32 for bfloat16 rows, it is in halves
-// (vectors.h) and as wide as the next multiple of the step. `streaming`: past the caches, rows of `to` aligned to 32 bytes.
+// (vectors.h) and as wide as the next multiple of the step. `streaming`: past the caches, rows of `to` aligned to a vector.
 template <int T, bool streaming = false, class E, class O>
 inline void add_rows(const E* const* rows, int64_t count, const float* const* coefficients, O* const* to, int64_t width,
                      bool add, const Ahead<E>& ahead) {
-  const auto tile = [&](const auto& row_at, const auto& to_at) {
-    Floats first[T] = {}, second[T] = {};
+  const auto tile = [&]<int C>(const auto& row_at, const auto& to_at) {
+    Floats sums[T][2 * C] = {};
     if (add)
-      for (int t = 0; t < T; ++t) first[t] = load<0>(to_at(t)), second[t] = load<1>(to_at(t));
+      for (int t = 0; t < T; ++t) load_steps<C>(static_cast<const O*>(to_at(t)), sums[t]);
     for (int64_t l = 0; l < count; ++l) {
       const auto row = row_at(l);
-      const Floats a = load<0>(static_cast<const E*>(row)), b = load<1>(static_cast<const E*>(row));
+      Floats values[2 * C];
+      load_steps<C>(static_cast<const E*>(row), values);
       for (int t = 0; t < T; ++t) {
         const Floats c = all(coefficients[t][l]);
-        first[t] = fused(c, a, first[t]);
-        second[t] = fused(c, b, second[t]);
+        for (int v = 0; v < 2 * C; ++v) sums[t][v] = fused(c, values[v], sums[t][v]);
       }
     }
-    for (int t = 0; t < T; ++t) {
-      if constexpr (streaming) stream(to_at(t), first[t], second[t]);
-      else store(to_at(t), first[t], second[t]);
-    }
+    for (int t = 0; t < T; ++t)
+      for (int c = 0; c < C; ++c) {
+        if constexpr (streaming) stream(to_at(t) + c * kStep, sums[t][2 * c], sums[t][2 * c + 1]);
+        else store(to_at(t) + c * kStep, sums[t][2 * c], sums[t][2 * c + 1]);
+      }
   };
-  int64_t column = 0;
-  for (; column + kStep <= width; column += kStep) {
-    ahead.step(column);
-    tile([&](int64_t l) { return rows[l] + column; }, [&](int t) { return to[t] + column; });
-  }
+  const int64_t column = over_steps(width, [&]<int C>(int64_t at) {
+    for (int c = 0; c < C; ++c) ahead.step(at + c * kStep);
+    tile.template operator()<C>([&](int64_t l) { return rows[l] + at; }, [&](int t) { return to[t] + at; });
+  });
   if (const int64_t rest = width - column) {
     constexpr bool padded = sizeof(O) > sizeof(E);
     O ends[T][kStep];
     for (int t = 0; t < T; ++t) std::memcpy(static_cast<void*>(ends[t]), to[t] + column, (padded ? kStep : rest) * sizeof(O));
-    tile([&](int64_t l) { return End<E>(rows[l] + column, rest); }, [&](int t) { return &ends[t][0]; });
+    tile.template operator()<1>([&](int64_t l) { return End<E>(rows[l] + column, rest); }, [&](int t) { return &ends[t][0]; });
     for (int t = 0; t < T; ++t) std::memcpy(static_cast<void*>(to[t] + column), ends[t], (padded ? kStep : rest) * sizeof(O));
   }
 }
@@ -108,32 +151,31 @@ inline void add_rows(const E* const* rows, int64_t count, const float* const* co
 template <int R, class E>
 inline void add_tokens(const E* const* tokens, int64_t count, const float (*coefficients)[R], float* const* rows,
                        const bool* fresh, int64_t width) {
-  const auto tile = [&](const auto& token_at, const auto& row_at) {
-    Floats first[R], second[R];
-    for (int r = 0; r < R; ++r) {
-      first[r] = fresh[r] ? Floats{} : load<0>(row_at(r));
-      second[r] = fresh[r] ? Floats{} : load<1>(row_at(r));
-    }
+  const auto tile = [&]<int C>(const auto& token_at, const auto& row_at) {
+    Floats sums[R][2 * C] = {};
+    for (int r = 0; r < R; ++r)
+      if (!fresh[r]) load_steps<C>(static_cast<const float*>(row_at(r)), sums[r]);
     for (int64_t n = 0; n < count; ++n) {
       const auto token = token_at(n);
-      const Floats a = load<0>(static_cast<const E*>(token)), b = load<1>(static_cast<const E*>(token));
+      Floats values[2 * C];
+      load_steps<C>(static_cast<const E*>(token), values);
       for (int r = 0; r < R; ++r) {
         const Floats c = all(coefficients[n][r]);
-        first[r] = fused(c, a, first[r]);
-        second[r] = fused(c, b, second[r]);
+        for (int v = 0; v < 2 * C; ++v) sums[r][v] = fused(c, values[v], sums[r][v]);
       }
     }
-    for (int r = 0; r < R; ++r) store(row_at(r), first[r], second[r]);
+    for (int r = 0; r < R; ++r)
+      for (int c = 0; c < C; ++c) store(row_at(r) + c * kStep, sums[r][2 * c], sums[r][2 * c + 1]);
   };
-  int64_t column = 0;
-  for (; column + kStep <= width; column += kStep)
-    tile([&](int64_t n) { return tokens[n] + column; }, [&](int r) { return rows[r] + column; });
+  const int64_t column = over_steps(width, [&]<int C>(int64_t at) {
+    tile.template operator()<C>([&](int64_t n) { return tokens[n] + at; }, [&](int r) { return rows[r] + at; });
+  });
   if (const int64_t rest = width - column) {
     constexpr bool padded = sizeof(float) > sizeof(E);
     float ends[R][kStep] = {};
     for (int r = 0; r < R; ++r)
       if (!fresh[r]) std::memcpy(ends[r], rows[r] + column, (padded ? kStep : rest) * sizeof(float));
-    tile([&](int64_t n) { return End<E>(tokens[n] + column, rest); }, [&](int r) { return &ends[r][0]; });
+    tile.template operator()<1>([&](int64_t n) { return End<E>(tokens[n] + column, rest); }, [&](int r) { return &ends[r][0]; });
     for (int r = 0; r < R; ++r) std::memcpy(rows[r] + column, ends[r], (padded ? kStep : rest) * sizeof(float));
   }
 }

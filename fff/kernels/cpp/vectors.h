@@ -1,8 +1,8 @@
-// Eight floats at a time, in float32 and bfloat16 memory alike. Not what is computed with them.
+// Sixteen floats at a time with AVX-512, else eight, in float32 and bfloat16 memory alike. Not what is computed with them.
 //
 // The compiler's own vector type: it becomes AVX on x86, NEON pairs on ARM, SSE2 on a plain machine, without a line of
-// code for each. Rows are read 16 elements at a time as two halves. In bfloat16 memory the halves are the even and the
-// odd elements, because a shift and a mask then make floats of them; in float32 memory the first and the last eight. Dot
+// code for each. Rows are read two vectors at a time, as halves. In bfloat16 memory the halves are the even and the
+// odd elements, because a shift and a mask then make floats of them; in float32 memory the first and the last. Dot
 // products do not care, as both operands are split alike, and `store` puts halves back in their places.
 #pragma once
 
@@ -18,12 +18,17 @@
 namespace fff {
 
 using BFloat16 = c10::BFloat16;
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#else
 constexpr int kLanes = 8;
+#endif
 constexpr int kStep = 2 * kLanes;
+constexpr int kVectorBytes = 4 * kLanes, kLineBytes = 64;
 
-typedef float Floats __attribute__((vector_size(32)));
-typedef int32_t Ints __attribute__((vector_size(32)));
-typedef uint32_t Bits __attribute__((vector_size(32)));
+typedef float Floats __attribute__((vector_size(kVectorBytes)));
+typedef int32_t Ints __attribute__((vector_size(kVectorBytes)));
+typedef uint32_t Bits __attribute__((vector_size(kVectorBytes)));
 
 template <class V>
 inline V read(const void* from) {
@@ -34,7 +39,9 @@ inline V read(const void* from) {
 
 // Keeps the compiler from reading a vector from memory again at each use, which costs as much as what it is used for.
 inline Floats in_register(Floats value) {
-#if defined(__AVX__)
+#if defined(__AVX512F__)
+  asm("" : "+v"(value));
+#elif defined(__AVX__)
   asm("" : "+x"(value));
 #endif
   return value;
@@ -43,7 +50,9 @@ inline Floats in_register(Floats value) {
 // a * b + c, rounded once where the machine can. Written out, with contraction by the compiler turned off: what a compiler
 // contracts depends on the code around it, and then bits would depend on how tokens are grouped.
 inline Floats fused(Floats a, Floats b, Floats c) {
-#if defined(__AVX__) && defined(__FMA__)
+#if defined(__AVX512F__)
+  return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__AVX__) && defined(__FMA__)
   return (Floats)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
 #elif defined(__FP_FAST_FMAF)
   for (int i = 0; i < kLanes; ++i) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
@@ -85,9 +94,12 @@ inline void store(BFloat16* to, Floats even, Floats odd) {
 }
 
 // The same past the caches, for outputs so large that they would only drive out what is needed: memory that is written
-// whole need not be read first. `to` must be aligned to 32 bytes; `streamed` before others read it.
+// whole need not be read first. `to` must be aligned to a vector; `streamed` before others read it.
 inline void stream(float* to, Floats first, Floats second) {
-#if defined(__AVX__)
+#if defined(__AVX512F__)
+  _mm512_stream_ps(to, (__m512)first);
+  _mm512_stream_ps(to + kLanes, (__m512)second);
+#elif defined(__AVX__)
   _mm256_stream_ps(to, (__m256)first);
   _mm256_stream_ps(to + kLanes, (__m256)second);
 #else
@@ -96,7 +108,10 @@ inline void stream(float* to, Floats first, Floats second) {
 }
 
 inline void stream(BFloat16* to, Floats even, Floats odd) {
-#if defined(__AVX__)
+#if defined(__AVX512F__)
+  const Bits pairs = (rounded(even) >> 16) | (rounded(odd) & 0xFFFF0000u);
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(to), (__m512i)pairs);
+#elif defined(__AVX__)
   const Bits pairs = (rounded(even) >> 16) | (rounded(odd) & 0xFFFF0000u);
   _mm256_stream_si256(reinterpret_cast<__m256i*>(to), (__m256i)pairs);
 #else
@@ -121,12 +136,23 @@ struct End {
   explicit operator const E*() const { return values; }
 };
 
-// Sum of the lanes, always in this order: a dot product has the same bits whatever is computed beside it.
+// Sum of the lanes, halves onto halves, always in this order: a dot product has the same bits whatever is computed beside it.
+template <class Half, class V>
+inline Half folded(V v) {
+  Half halves[2];
+  static_assert(sizeof(halves) == sizeof(v));
+  std::memcpy(halves, &v, sizeof(v));
+  return halves[0] + halves[1];
+}
+
 inline float sum(Floats v) {
   typedef float Quarter __attribute__((vector_size(16)));
-  Quarter halves[2];
-  std::memcpy(halves, &v, sizeof(v));
-  const Quarter q = halves[0] + halves[1];
+#if defined(__AVX512F__)
+  typedef float Half __attribute__((vector_size(32)));
+  const Quarter q = folded<Quarter>(folded<Half>(v));
+#else
+  const Quarter q = folded<Quarter>(v);
+#endif
   return (q[0] + q[2]) + (q[1] + q[3]);
 }
 
