@@ -1,9 +1,10 @@
 """Layer timings on this machine: `python -m fff.bench`. Correct first, on the timed shape; then time. Not the model.
 
 Providers and dense layers run in turn (A B C A B C ...) on rotating, written, random inputs; medians are compared. The
-opponent is the fastest dense layer of 4095 and 4096 neurons, of float32 and the layer's own type, plain and compiled. A
-turn repeats quick calls, so that a layer is timed with its own weights in the caches; the first call of each turn,
-which finds the others' there, is reported beside it as cold.
+opponent is the fastest dense layer of as many neurons (or of the next multiple of 64, which suits products better), of
+float32 and the layer's own type, plain and compiled; beside it the usual feedforward layer, 4 times as wide as the
+model. A turn repeats quick calls, so that a layer is timed with its own weights in the caches; the first call of each
+turn, which finds the others' there, is reported beside it as cold.
 """
 
 import argparse
@@ -21,10 +22,9 @@ from fff.kernels import PROVIDERS
 from fff.machine import describe, peaks
 from fff.path import PathFFF
 from fff.timing import figures, interleaved
-from fff.topology import used_neurons
+from fff.topology import trained_neurons, used_neurons
 
-DENSE_WIDTHS = (3072, 4095, 4096)
-EQUAL_WIDTHS = (4095, 4096)  # as many neurons as the trees have; 4096 suits products better, so it is the fair one
+ALIGNED = 64
 MASKED_MOST_TOKENS = 4096  # above, the authors' form would take most of the time of a run
 
 
@@ -53,16 +53,24 @@ class Setting:
         }
 
 
-def layers(setting: Setting, device: torch.device, xs: list[Tensor]) -> tuple[dict[str, PathFFF], dict[str, float]]:
-    """One layer's weights under every provider that can take them here, checked; and their errors."""
-    base = PathFFF(WIDTH, WIDTH, setting.depth, setting.trees).to(device, setting.dtype)
+def layers(base: PathFFF, setting: Setting, xs: list[Tensor]) -> tuple[dict[str, PathFFF], dict[str, float]]:
+    """The layer's weights under every provider that can take them here, checked; and their errors."""
     found, errors = {}, {}
     for name, provider in PROVIDERS.items():
-        if name == "reference" or provider.available(device, setting.dtype):
+        if name == "reference" or provider.available(xs[0].device, setting.dtype):
             continue
         if name == "masked" and setting.tokens > MASKED_MOST_TOKENS:
             continue
-        layer = PathFFF(WIDTH, WIDTH, setting.depth, setting.trees, provider=name).to(device, setting.dtype)
+        layer = PathFFF(
+            base.d_in,
+            base.d_out,
+            base.depth,
+            base.trees,
+            bias=base.b_in is not None,
+            activation=base.activation,
+            provider=name,
+        )
+        layer = layer.to(xs[0].device, setting.dtype)
         layer.load_state_dict(base.state_dict())
         errors[name] = check(layer, xs[0])
         found[name] = layer
@@ -70,31 +78,38 @@ def layers(setting: Setting, device: torch.device, xs: list[Tensor]) -> tuple[di
 
 
 def measure(setting: Setting, device: torch.device) -> list[dict[str, Any]]:
-    """Rows of one setting: every provider and every dense layer."""
+    """Rows of one setting, for a layer with random weights and inputs."""
     torch.manual_seed(0)
-    wide = [x.to(device) for x in inputs(setting.inputs, setting.tokens)]
+    base = PathFFF(WIDTH, WIDTH, setting.depth, setting.trees).to(device)
+    return compare(base, [x.to(device) for x in inputs(setting.inputs, setting.tokens)], setting)
+
+
+def compare(base: PathFFF, wide: list[Tensor], setting: Setting) -> list[dict[str, Any]]:
+    """Rows of one setting on float32 inputs (N, d_in): a layer under every provider, and the dense layers."""
     xs = [x.to(setting.dtype) for x in wide]
-    found, errors = layers(setting, device, xs)
+    found, errors = layers(base, setting, xs)
     run = forward if setting.mode == "inference" else training_step
     cases = {name: Case(run, layer, xs) for name, layer in found.items()}
+    neurons = trained_neurons(base.trees, base.depth)
+    equal, usual = (neurons, -neurons // ALIGNED * -ALIGNED), 4 * base.d_in
     for dtype in dict.fromkeys((torch.float32, setting.dtype)):
-        for width in DENSE_WIDTHS:
-            name, module = f"dense {width} {str(dtype)[6:]}", dense(width, dtype).to(device)
+        for width in dict.fromkeys((*equal, usual)):
+            name, module = f"dense {width} {str(dtype)[6:]}", dense(width, dtype, base.d_in).to(wide[0].device)
             cases[name] = Case(run, module, wide if dtype == torch.float32 else xs)
             if setting.compiled:
                 cases[f"{name} compiled"] = Case(run, torch.compile(module), cases[name].inputs)  # type: ignore[arg-type]
     for case in cases.values():
         case.module.train(setting.mode == "training")
-    rows = {name: figures(samples) for name, samples in interleaved(cases, device, setting.seconds).items()}
-    equal = tuple(f"dense {width}" for width in EQUAL_WIDTHS)
+    rows = {name: figures(samples) for name, samples in interleaved(cases, wide[0].device, setting.seconds).items()}
+    opponents = tuple(f"dense {width} " for width in equal)
     return [
         {
             **setting.title,
             "provider": name,
             **row,
-            "times_faster_than_dense": fastest(rows, equal, "median_s") / row["median_s"],
-            "times_faster_than_3072": fastest(rows, ("dense 3072",), "median_s") / row["median_s"],
-            "times_faster_cold": fastest(rows, equal, "cold_s") / row["cold_s"],
+            "times_faster_than_dense": fastest(rows, opponents, "median_s") / row["median_s"],
+            "times_faster_than_usual": fastest(rows, (f"dense {usual} ",), "median_s") / row["median_s"],
+            "times_faster_cold": fastest(rows, opponents, "cold_s") / row["cold_s"],
             "relative_error": errors.get(name),
         }
         for name, row in rows.items()
@@ -106,14 +121,14 @@ def fastest(rows: dict[str, dict[str, Any]], names: tuple[str, ...], key: str) -
     return min(row[key] for name, row in rows.items() if name.startswith(names))
 
 
-def floor(setting: Setting, peak: dict[str, float]) -> dict[str, float]:
+def floor(setting: Setting, peak: dict[str, float], size: int = WIDTH) -> dict[str, float]:
     """Seconds that the path's operations, or the bytes that must move, take at the machine's best."""
     used = used_neurons(setting.trees, setting.depth)
     passes = 1 if setting.mode == "inference" else 3
-    size = torch.empty((), dtype=setting.dtype).element_size()
-    flops = passes * 4 * WIDTH * used * setting.tokens
+    item = torch.empty((), dtype=setting.dtype).element_size()
+    flops = passes * 4 * size * used * setting.tokens
     rows = min(setting.trees * (2 ** (setting.depth + 1) - 1), used * setting.tokens)
-    weights, tokens = 2 * rows * WIDTH * size, 2 * setting.tokens * WIDTH * size
+    weights, tokens = 2 * rows * size * item, 2 * setting.tokens * size * item
     return {
         "operations_s": flops / peak["gflops"] / 1e9,
         "bytes_s": passes * (tokens / peak["memory_gb_per_s"] + weights / peak["cache_gb_per_s"]) / 1e9,
@@ -128,7 +143,7 @@ def show(setting: Setting, rows: list[dict[str, Any]], least: dict[str, float]) 
         spread = f"[{row['min_s'] * 1e3:.3f}-{row['max_s'] * 1e3:.3f}]"
         print(
             f"  {row['provider']:<28} {row['median_s'] * 1e3:10.3f} ms {spread:<24} {per_token:9.3f} us/token "
-            f"{row['times_faster_than_dense']:8.2f}x  {row['times_faster_than_3072']:8.2f}x of 3072 "
+            f"{row['times_faster_than_dense']:8.2f}x  {row['times_faster_than_usual']:8.2f}x of usual "
             f"{row['times_faster_cold']:8.2f}x cold"
         )
     print(
@@ -151,9 +166,15 @@ def parser() -> argparse.ArgumentParser:
     return found
 
 
-def settings(options: argparse.Namespace) -> list[Setting]:
-    """Every combination of what the command line names."""
-    lists = (options.shapes, options.tokens, options.dtypes, options.modes, options.inputs)
+def settings(options: argparse.Namespace, shapes: str | None = None) -> list[Setting]:
+    """Every combination of what the command line names; of other shapes where they are given."""
+    lists = (
+        options.shapes if shapes is None else shapes,
+        options.tokens,
+        options.dtypes,
+        options.modes,
+        options.inputs,
+    )
     found = []
     for shape, tokens, dtype, mode, kind in itertools.product(*(filter(None, each.split(",")) for each in lists)):
         trees, depth = map(int, shape.split("x"))
@@ -172,8 +193,8 @@ def run_layers(options: argparse.Namespace) -> list[dict[str, Any]]:
         peak = peaks()
         print(
             f"layer width {WIDTH}, {device}, {threads} threads: {peak['gflops']:.0f} GFLOP/s, memory "
-            f"{peak['memory_gb_per_s']:.0f} GB/s, cache {peak['cache_gb_per_s']:.0f} GB/s; ratio to the fastest dense "
-            "layer of 4095 or 4096 neurons"
+            f"{peak['memory_gb_per_s']:.0f} GB/s, cache {peak['cache_gb_per_s']:.0f} GB/s; ratios to the fastest dense "
+            "layer of as many neurons, and to the usual one"
         )
         rows = []
         for setting in settings(options):

@@ -15,9 +15,9 @@ CLUSTERS = 32  # of skewed inputs, visited by Zipf's law
 MARGIN = 1e-4  # a score nearer to 0 may be rounded to either side
 
 
-def dense(width: int, dtype: torch.dtype) -> nn.Module:
-    """The opponent: Linear, GELU, Linear without biases."""
-    layers = (nn.Linear(WIDTH, width, bias=False), nn.GELU(), nn.Linear(width, WIDTH, bias=False))
+def dense(width: int, dtype: torch.dtype, size: int = WIDTH) -> nn.Module:
+    """The opponent: Linear, GELU, Linear without biases, (..., size) -> (..., size)."""
+    layers = (nn.Linear(size, width, bias=False), nn.GELU(), nn.Linear(width, size, bias=False))
     return nn.Sequential(*layers).to(dtype)
 
 

@@ -85,6 +85,6 @@ def test_the_command_prints_and_writes_ratios(tmp_path, capsys: pytest.CaptureFi
     main(options.split())
     printed = capsys.readouterr().out
     assert "gather" in printed
-    assert "dense 4096 float32" in printed
+    assert "dense 64 float32" in printed
     assert "floors: operations" in printed
     assert out.exists()

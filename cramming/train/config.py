@@ -37,7 +37,7 @@ class TrainConfig:
     validations: int = 10  # marks of progress at which the validation loss is taken, the end included
     valid_sequences: int = 512  # at most, evenly spread over the validation text
     usage_sequences: int = 64  # probe set of the leaf-usage figures, taken at the validation marks
-    usage_steps: int = 50  # steps between two counts of training leaves
+    usage_steps: int = 100  # steps between two counts of training leaves
     checkpoints: int = 10  # marks of progress at which a checkpoint is written, the end included
     keep_checkpoints: int = 2  # the newest ones that stay on the disk
     log_steps: int = 10  # steps per row of metrics.jsonl
