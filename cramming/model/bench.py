@@ -47,15 +47,33 @@ def pretraining(model: CrammedForMaskedLM, ids: torch.Tensor) -> Callable[[int],
 
     def run(turn: int) -> None:
         model(ids, labels=labels, masked_positions=places).loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 0.5)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
+        update(optimiser, model)
 
     model.train()
     return run
 
 
-WORK = {"inference": inference, "pretraining step": pretraining}
+def update(optimiser: torch.optim.Optimizer, model: nn.Module) -> None:
+    """Clipping and AdamW: passes over all parameters, whichever rows of them the tokens visited."""
+    nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+    optimiser.step()
+    optimiser.zero_grad(set_to_none=True)
+
+
+def updating(model: CrammedForMaskedLM, ids: torch.Tensor) -> Callable[[int], None]:
+    """The update alone, as part of a pretraining step: what is left of it when the layers are fast."""
+    optimiser = build_optimiser(model, TrainConfig(budget_steps=1), ids.device)
+    gradients = [torch.full_like(parameter, 1e-3) for parameter in model.parameters()]
+
+    def run(turn: int) -> None:
+        for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+            parameter.grad = gradient
+        update(optimiser, model)
+
+    return run
+
+
+WORK = {"inference": inference, "pretraining step": pretraining, "update alone": updating}
 
 
 def measure(work: str, batch: int, layers: int, turns: int) -> list[dict[str, Any]]:
@@ -81,13 +99,17 @@ def measure(work: str, batch: int, layers: int, turns: int) -> list[dict[str, An
 
 
 def run_models(threads: list[int], batches: list[int], layers: int = 16, turns: int = 3) -> list[dict[str, Any]]:
-    """One part of the report for each number of threads: inference by batch, then a pretraining step."""
+    """One part of the report for each number of threads: inference by batch, then a pretraining step and its update."""
     parts = []
     for count in threads:
         torch.set_num_threads(count)
         print(f"\ncrammed encoder, {layers} layers x 768, length {LENGTH}, float32, {count} threads", flush=True)
-        rows = []
-        for work, batch in [*(("inference", batch) for batch in batches), ("pretraining step", min(8, max(batches)))]:
+        rows, step = [], min(8, max(batches))
+        for work, batch in [
+            *(("inference", batch) for batch in batches),
+            ("pretraining step", step),
+            ("update alone", step),
+        ]:
             found = measure(work, batch, layers, turns)
             rows += found
             for row in found:
