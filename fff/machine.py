@@ -8,6 +8,9 @@ from typing import Any
 
 import torch
 
+# By a part of the name that torch gives. Other forms of the H100 (PCIe, NVL) have other peaks.
+PEAK_TFLOPS = {"H200": 989.0, "H100 80GB HBM3": 989.0, "H100 SXM": 989.0, "A100": 312.0}
+
 
 def cpu_name() -> str:
     """The processor's model name as the system gives it."""
@@ -16,6 +19,14 @@ def cpu_name() -> str:
         return platform.processor() or platform.machine()
     lines = info.read_text().splitlines()
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """FLOP/s of dense bfloat16 products that the maker gives for a device; None for a CPU and where it is unknown."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((tflops * 1e12 for part, tflops in PEAK_TFLOPS.items() if part in name), None)
 
 
 def describe(threads: int) -> dict[str, Any]:
