@@ -91,6 +91,8 @@ def measure(setting: Setting, device: torch.device) -> list[dict[str, Any]]:
 def compare(base: PathFFF, wide: list[Tensor], setting: Setting) -> list[dict[str, Any]]:
     """Rows of one setting on float32 inputs (N, d_in): a layer under every provider, and the dense layers."""
     xs = [x.to(setting.dtype) for x in wide]
+    if setting.compiled:
+        torch._dynamo.reset()  # beyond a number of layers of one class torch runs further ones uncompiled
     found, errors = layers(base, setting, xs)
     run = forward if setting.mode == "inference" else training_step
     cases = {name: Case(run, layer, xs) for name, layer in found.items()}
