@@ -112,9 +112,7 @@ class Trainer:
         state.tokens += batch * self.last_batch.input_ids.shape[1]
         seconds = self.add_seconds(self.agree(self.clock() - started))
         due = self._due(before)
-        if due and self.accelerator.device.type == "cuda":
-            # What the device has still to do is the steps' time; a hook that waits would hide it from the budget.
-            torch.cuda.synchronize()
+        if due and self._wait():
             seconds += self.add_seconds(self.agree(self.clock() - started) - seconds)
         return Step(parts.pop("mlm"), parts, norm, lr, batch, before, state.progress, seconds, due)
 
@@ -124,6 +122,16 @@ class Trainer:
         state.seconds += seconds
         state.progress = progress(self.config, tokens=state.tokens, steps=state.step, seconds=state.seconds)
         return seconds
+
+    def _wait(self) -> bool:
+        """Wait until a GPU has done what it was asked for; False on a CPU, which has nothing to catch up on.
+
+        What it has still to do is the steps' time; a hook that waits for it would hide it from the budget.
+        """
+        if self.accelerator.device.type != "cuda":
+            return False
+        torch.cuda.synchronize()
+        return True
 
     def _due(self, before: float) -> bool:
         config, state = self.config, self.state

@@ -99,8 +99,9 @@ class Run:
         prepared, optimiser = accelerator.prepare(self.model, self.optimiser)
         state = self._resume(optimiser)
         model = compiled(prepared, config)
-        self.hardening.apply(state.progress)
-        self._warm_up(model, optimiser)
+        if state.progress < 1:
+            self.hardening.apply(state.progress)
+            self._warm_up(model, optimiser)
         loader = self._loader(state)
         wandb_run = None
         if accelerator.is_main_process:
