@@ -56,11 +56,12 @@ def test_waiting_for_the_device_counts_as_the_steps_time(tmp_path: Path, monkeyp
     assert rows[0]["train/tokens_per_s"] < rows[0]["budget/tokens"] / 0.05
 
 
-def test_a_compiled_run_is_the_plain_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+def test_a_compiled_run_is_the_plain_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
     plain = rows_of(tmp_path / "plain", budget_steps=4, validations=1)
     compile_ = torch.compile
     monkeypatch.setattr(torch, "compile", lambda model, mode, **how: compile_(model, backend="eager", **how))
-    assert rows_of(tmp_path / "compiled", budget_steps=4, validations=1, compile=True) == plain
+    assert rows_of(tmp_path / "compiled", budget_steps=4, validations=1, compile=True, compile_mode=mode) == plain
 
 
 def test_graphs_sum_gradients_in_memory_of_their_own() -> None:

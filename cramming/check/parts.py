@@ -1,6 +1,7 @@
 """The parts of the measurement of a machine; each yields rows as they are found. Not how they are run (run.py)."""
 
 import tempfile
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from fff.parity import parity
 
 Rows = Iterator[dict[str, Any]]
 NO_PROVIDER = ("none",)
+PLAIN = ("masked", "gather")
 
 
 def machine(size: Size, _: Mapping[str, Any]) -> Rows:
@@ -57,12 +59,18 @@ def layer(size: Size, known: Mapping[str, Any]) -> Rows:
             try:
                 yield from measure(setting, size.model.device)
                 break
-            except AssertionError as error:  # a wrong layer is not timed, the others are
-                wrong = str(error).split(":")[0]
-                if wrong not in left:
+            except Exception as error:  # a layer that is wrong or fails is not timed, the others are
+                wrong = suspects(str(error), left)
+                if not wrong:
                     raise
-                yield {**setting.title, "provider": wrong, "error": str(error)}
-                left = tuple(name for name in left if name != wrong)
+                yield {**setting.title, "provider": ", ".join(wrong), "error": traceback.format_exc()}
+                left = tuple(name for name in left if name not in wrong)
+
+
+def suspects(error: str, providers: tuple[str, ...]) -> tuple[str, ...]:
+    """The provider that an error begins with; else all but those of plain torch."""
+    named = error.split(":")[0]
+    return (named,) if named in providers else tuple(name for name in providers if name not in PLAIN)
 
 
 def sound_providers(rows: list[dict[str, Any]], size: Size) -> tuple[str, ...]:
