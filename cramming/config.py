@@ -13,7 +13,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable
-from dataclasses import MISSING, field, fields, is_dataclass, make_dataclass
+from dataclasses import MISSING, field, fields, make_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cramming.errors import Stopped, UserError
 from cramming.files import is_full_disk
+from cramming.plain import build, inner
 from cramming.report.record import git_state
 from cramming.roots import GlueRoot, ImagesRoot, PretrainRoot, TablesRoot
 
@@ -40,24 +41,17 @@ def register() -> None:
         store.store(name=f"{name}_schema", node=thawed(root))
 
 
-def _inner(kind: Any) -> tuple[type | None, bool]:
-    """The dataclass in a field's type `D` or `list[D]`, and whether it is a list of them."""
-    many = typing.get_origin(kind) is list
-    inner = typing.get_args(kind)[0] if many else kind
-    return (inner, many) if isinstance(inner, type) and is_dataclass(inner) else (None, False)
-
-
 def thawed(cls: type) -> type:
     """A copy of a frozen dataclass that Hydra may fill in; without its checks, which need all values."""
     hints = typing.get_type_hints(cls)
     members: list[Any] = []
     for item in fields(cls):
         kind: Any = hints[item.name]
-        inner, many = _inner(kind)
+        found, many = inner(kind)
         default = field(default=item.default)
-        if inner is not None:
-            kind = types.GenericAlias(list, (thawed(inner),)) if many else thawed(inner)
-        if inner is not None and not many:
+        if found is not None:
+            kind = types.GenericAlias(list, (thawed(found),)) if many else thawed(found)
+        if found is not None and not many:
             default = field(default_factory=kind)
         elif item.default_factory is not MISSING:
             default = field(default_factory=item.default_factory)
@@ -68,18 +62,7 @@ def thawed(cls: type) -> type:
 def frozen(cls: type[Root], config: DictConfig) -> Root:
     """The frozen dataclass that a composed configuration describes; its checks raise UserError."""
     values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    return _build(cls, values)
-
-
-def _build(cls: type, values: dict[str, Any]) -> Any:
-    hints = typing.get_type_hints(cls)
-    built = {}
-    for name, value in values.items():
-        inner, many = _inner(hints[name])
-        if inner is not None:
-            value = [_build(inner, item) for item in value] if many else _build(inner, value)
-        built[name] = value
-    return cls(**built)
+    return build(cls, values)
 
 
 def entry(name: str) -> Callable[[Callable[[Any], None]], Callable[[], None]]:

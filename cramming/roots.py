@@ -16,7 +16,15 @@ from cramming.train.hardening import HardeningConfig
 # What may change without making it another run.
 COSMETIC = {
     "data": ("workers", "examples"),
-    "train": ("keep_checkpoints", "checkpoints", "log_steps", "usage_sequences", "usage_steps"),
+    "train": (
+        "keep_checkpoints",
+        "checkpoints",
+        "log_steps",
+        "usage_sequences",
+        "usage_steps",
+        "compile_mode",
+        "profile_steps",
+    ),
 }
 
 

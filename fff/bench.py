@@ -19,13 +19,14 @@ from torch import Tensor
 
 from fff.bench_cases import WIDTH, Case, check, dense, forward, inputs, training_step
 from fff.kernels import PROVIDERS
-from fff.machine import describe, peaks
+from fff.machine import describe, peaks, this_device
 from fff.path import PathFFF
 from fff.timing import figures, interleaved
 from fff.topology import trained_neurons, used_neurons
 
 ALIGNED = 64
-MASKED_MOST_TOKENS = 16384  # above, the authors' form would take most of the time and memory of a run
+# Above, the authors' form would take most of the time and memory of a run; a GPU's products are fast enough.
+MASKED_MOST_TOKENS = {"cpu": 16384}
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Setting:
     inputs: str = "iid"
     compiled: bool = False  # dense layers also through torch.compile
     seconds: float = 2.0  # for each case
+    providers: tuple[str, ...] = ()  # those that are timed; empty for all that can
 
     @property
     def title(self) -> dict[str, Any]:
@@ -59,7 +61,9 @@ def layers(base: PathFFF, setting: Setting, xs: list[Tensor]) -> tuple[dict[str,
     for name, provider in PROVIDERS.items():
         if name == "reference" or provider.available(xs[0].device, setting.dtype):
             continue
-        if name == "masked" and setting.tokens > MASKED_MOST_TOKENS:
+        if setting.providers and name not in setting.providers:
+            continue
+        if name == "masked" and setting.tokens > MASKED_MOST_TOKENS.get(xs[0].device.type, setting.tokens):
             continue
         layer = PathFFF(
             base.d_in,
@@ -87,12 +91,16 @@ def measure(setting: Setting, device: torch.device) -> list[dict[str, Any]]:
 def compare(base: PathFFF, wide: list[Tensor], setting: Setting) -> list[dict[str, Any]]:
     """Rows of one setting on float32 inputs (N, d_in): a layer under every provider, and the dense layers."""
     xs = [x.to(setting.dtype) for x in wide]
+    if setting.compiled:
+        torch._dynamo.reset()  # beyond a number of layers of one class torch runs further ones uncompiled
     found, errors = layers(base, setting, xs)
     run = forward if setting.mode == "inference" else training_step
     cases = {name: Case(run, layer, xs) for name, layer in found.items()}
     neurons = trained_neurons(base.trees, base.depth)
     equal, usual = (neurons, -neurons // ALIGNED * -ALIGNED), 4 * base.d_in
-    for dtype in dict.fromkeys((torch.float32, setting.dtype)):
+    # A CPU may do float32 faster than the layer's own type, a GPU never.
+    on_cpu = wide[0].device.type == "cpu"
+    for dtype in dict.fromkeys((torch.float32, setting.dtype) if on_cpu else (setting.dtype,)):
         for width in dict.fromkeys((*equal, usual)):
             name, module = f"dense {width} {str(dtype)[6:]}", dense(width, dtype, base.d_in).to(wide[0].device)
             cases[name] = Case(run, module, wide if dtype == torch.float32 else xs)
@@ -152,16 +160,19 @@ def show(setting: Setting, rows: list[dict[str, Any]], least: dict[str, float]) 
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """The command line; its defaults are fit for the device that is there."""
+    gpu = torch.cuda.is_available()
     found = argparse.ArgumentParser(prog="fff.bench", description=__doc__)
-    found.add_argument("--shapes", default="1x11,32x6", help="trees x depth, comma-separated; empty for no layers")
-    found.add_argument("--tokens", default="1,128,2048")
-    found.add_argument("--dtypes", default="float32")
+    shapes = "1x11,32x6,128x4" if gpu else "1x11,32x6"
+    found.add_argument("--shapes", default=shapes, help="trees x depth, comma-separated; empty for no layers")
+    found.add_argument("--tokens", default="128,16384" if gpu else "1,128,2048")
+    found.add_argument("--dtypes", default="bfloat16" if gpu else "float32")
     found.add_argument("--modes", default="inference,training")
     found.add_argument("--inputs", default="iid", help="iid, skewed")
-    found.add_argument("--threads", default=str(torch.get_num_threads()), help="e.g. 1,2")
+    found.add_argument("--threads", default=str(torch.get_num_threads()), help="of the host, e.g. 1,2")
     found.add_argument("--seconds", type=float, default=2.0, help="for each case")
-    found.add_argument("--compiled", action="store_true", help="time dense layers through torch.compile too")
+    compiled = argparse.BooleanOptionalAction
+    found.add_argument("--compiled", action=compiled, default=gpu, help="time dense layers through torch.compile too")
     found.add_argument("--out", type=Path, help="JSON file to write")
     return found
 
@@ -186,11 +197,11 @@ def settings(options: argparse.Namespace, shapes: str | None = None) -> list[Set
 
 def run_layers(options: argparse.Namespace) -> list[dict[str, Any]]:
     """One part of the report for each number of threads: machine, peaks, rows."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = this_device()
     parts = []
     for threads in map(int, options.threads.split(",")):
         torch.set_num_threads(threads)
-        peak = peaks()
+        peak = peaks(device)
         print(
             f"layer width {WIDTH}, {device}, {threads} threads: {peak['gflops']:.0f} GFLOP/s, memory "
             f"{peak['memory_gb_per_s']:.0f} GB/s, cache {peak['cache_gb_per_s']:.0f} GB/s; ratios to the fastest dense "

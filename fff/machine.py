@@ -8,6 +8,10 @@ from typing import Any
 
 import torch
 
+CPU = torch.device("cpu")
+# By a part of the name that torch gives. Other forms of the H100 (PCIe, NVL) have other peaks.
+PEAK_TFLOPS = {"H200": 989.0, "H100 80GB HBM3": 989.0, "H100 SXM": 989.0, "A100": 312.0}
+
 
 def cpu_name() -> str:
     """The processor's model name as the system gives it."""
@@ -16,6 +20,19 @@ def cpu_name() -> str:
         return platform.processor() or platform.machine()
     lines = info.read_text().splitlines()
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def this_device() -> torch.device:
+    """The GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """FLOP/s of dense bfloat16 products that the maker gives for a device; None for a CPU and where it is unknown."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((tflops * 1e12 for part, tflops in PEAK_TFLOPS.items() if part in name), None)
 
 
 def describe(threads: int) -> dict[str, Any]:
@@ -31,27 +48,41 @@ def describe(threads: int) -> dict[str, Any]:
     }
 
 
-def peaks() -> dict[str, float]:
+def peaks(device: torch.device = CPU) -> dict[str, float]:
     """The best of a few tries at the present number of threads: GFLOP/s of a product, GB/s of memory and of a cache.
 
-    A layer cannot be faster than its operations at the first and its bytes at the others.
+    A layer cannot be faster than its operations at the first and its bytes at the others. A GPU multiplies bfloat16,
+    and its cache the one that all of it shares (L2).
     """
-    a = torch.randn(1024, 1024)
-    large, small, out = torch.randn(2**24), torch.randn(2**20), torch.empty(2**24)
+    gpu = device.type == "cuda"
+    size, floats, cached = (8192, 2**28, 2**22) if gpu else (1024, 2**24, 2**20)
+    a = torch.randn(size, size, device=device, dtype=torch.bfloat16 if gpu else torch.float32)
+    large, small = torch.randn(floats, device=device), torch.randn(cached, device=device)
+    out = torch.empty_like(large)
     return {
-        "gflops": 2 * 1024**3 / _best(lambda: a @ a) / 1e9,
-        "memory_gb_per_s": 2 * 4 * 2**24 / _best(lambda: out.copy_(large)) / 1e9,
-        "cache_gb_per_s": 4 * 2**20 / _best(small.sum) / 1e9,
+        "gflops": 2 * size**3 / _best(lambda: a @ a, device) / 1e9,
+        "memory_gb_per_s": 2 * 4 * floats / _best(lambda: out.copy_(large), device) / 1e9,
+        "cache_gb_per_s": 4 * cached / _best(small.sum, device) / 1e9,
     }
 
 
-def _best(call: Callable[[], object], tries: int = 10) -> float:
-    seconds = []
+def _best(call: Callable[[], object], device: torch.device, tries: int = 10) -> float:
+    """Seconds of the fastest call; on a GPU of ten at a time, because a launch alone takes microseconds."""
+    seconds, calls = [], 10 if device.type == "cuda" else 1
     for _ in range(tries):
+        synchronise(device)
         started = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - started)
+        for _ in range(calls):
+            call()
+        synchronise(device)
+        seconds.append((time.perf_counter() - started) / calls)
     return min(seconds)
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for a GPU; nothing on a CPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def resident_mb(key: str) -> float:
@@ -64,8 +95,17 @@ def resident_mb(key: str) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:")) * 1024 / 1e6
 
 
-def extra_memory_mb(call: Callable[[], object]) -> float:
-    """How far the process's memory rises above what it has, at most, during a call, in MB (1e6 bytes)."""
+def extra_memory_mb(call: Callable[[], object], device: torch.device = CPU) -> float:
+    """How far the memory rises above what it is, at most, during a call, in MB (1e6 bytes).
+
+    The process's, or on a GPU what torch has allocated there.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        allocated = torch.cuda.memory_allocated(device)
+        call()
+        synchronise(device)
+        return (torch.cuda.max_memory_allocated(device) - allocated) / 1e6
     Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM back to what there is
     before = resident_mb("VmRSS")
     call()

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from fff.machine import synchronise
+
 MOST_TURNS = 400
 BLOCK_SECONDS = 0.02  # a turn repeats a call for about as long
 MOST_CALLS = 2000
@@ -57,8 +59,7 @@ def _seconds(case: Callable[[int], object], numbers: range, device: torch.device
     started = time.perf_counter()
     for number in numbers:
         case(number)
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    synchronise(device)
     return time.perf_counter() - started
 
 

@@ -5,13 +5,14 @@ step by feedforward; with --checkpoint and --text also a trained model's own lay
 report is written after each part.
 """
 
+import argparse
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from cramming.errors import UserError
-from cramming.model.bench import run_models
+from cramming.model.bench import FEEDFORWARDS, Scale, run_models, scale_here
 from cramming.model.bench_trained import run_trained
 from fff.bench import parser, run_layers, settings, write
 from fff.bench_memory import run_memory
@@ -20,9 +21,11 @@ from fff.bench_memory import run_memory
 def main() -> None:
     options = parser()
     options.add_argument("--memory", type=int, default=2048, help="tokens of the step that is measured; 0 for none")
-    options.add_argument("--batches", default="1,8", help="of the whole model, sequences of 128; empty for no model")
-    options.add_argument("--layers", type=int, default=16, help="of the whole model")
-    options.add_argument("--turns", type=int, default=3, help="timed turns of the whole model")
+    options.add_argument("--batches", help="of the whole model, sequences of 128; empty for no model")
+    options.add_argument("--microbatch", type=int, help="of the whole model's pretraining step, sequences of 128")
+    options.add_argument("--ffns", help='of the whole model, e.g. "dense 3072,1x11"')
+    options.add_argument("--layers", type=int, help="of the whole model")
+    options.add_argument("--turns", type=int, help="timed turns of the whole model")
     options.add_argument("--checkpoint", type=Path, help="a run's folder, or the model folder in it")
     options.add_argument("--text", type=Path, help="UTF-8 text for --checkpoint")
     chosen = options.parse_args()
@@ -42,9 +45,24 @@ def main() -> None:
     if chosen.memory and chosen.shapes:
         report["memory"] = run_memory(chosen.shapes, chosen.memory)
         write(report, out)
-    if chosen.batches:
-        report["models"] = run_models(threads, [int(b) for b in chosen.batches.split(",")], chosen.layers, chosen.turns)
+    if chosen.batches != "":
+        report["models"] = run_models(threads, model_scale(chosen))
         write(report, out)
+
+
+def model_scale(chosen: argparse.Namespace) -> Scale:
+    """What of the whole model is timed: what the command line names, else what suits the device."""
+    batches = None if chosen.batches is None else tuple(int(batch) for batch in chosen.batches.split(","))
+    scale = scale_here(
+        batches=batches,
+        microbatch=chosen.microbatch,
+        feedforwards=None if chosen.ffns is None else tuple(chosen.ffns.split(",")),
+        layers=chosen.layers,
+        turns=chosen.turns,
+    )
+    if unknown := [name for name in scale.feedforwards if name not in FEEDFORWARDS]:
+        sys.exit(f"error: --ffns names {', '.join(unknown)}; there are {', '.join(FEEDFORWARDS)}")
+    return scale
 
 
 if __name__ == "__main__":

@@ -1,9 +1,13 @@
-"""Prepare the text of a pretraining run: `python scripts/prepare.py experiment=quickstart`. See configs/data."""
+"""Prepare the text of a pretraining run: `python scripts/prepare.py experiment=quickstart`. See configs/data.
+
+It also writes the run's configuration as scripts/pretrain_plain.py reads it, for a machine without Hydra.
+"""
 
 from pathlib import Path
 
 from cramming.config import entry
 from cramming.data.prepare import prepare
+from cramming.plain import write_order
 from cramming.roots import PretrainRoot
 
 
@@ -15,6 +19,7 @@ def main(root: PretrainRoot) -> None:
     print(f"documents  {counts['documents']:,} ({counts['bytes'] / 1e6:.1f} MB), {held_out}")
     print(f"tokens     {counts['train_tokens']:,} in sequences of {data.seq_len}, vocabulary {data.vocab_size:,}")
     print(f"written    {data.folder} (fingerprint {data.fingerprint})")
+    print(f"written    {write_order(root, data.folder, Path(root.output_dir) / 'orders')}")
     print("next       make pretrain, with the same data settings")
 
 

@@ -24,6 +24,11 @@ def _mix(z: Any) -> Any:
     return z ^ (z >> np.uint64(31))
 
 
+def masked_count(rate: float, length: int) -> int:
+    """How many positions of a sequence are predicted: the same for all, so that shapes are static."""
+    return max(1, round(rate * length))
+
+
 def mask_tokens(
     sequences: np.ndarray, positions: np.ndarray, *, seed: int, rate: float, vocab_size: int, mask_id: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -39,7 +44,7 @@ def mask_tokens(
         inputs (n, S), masked positions (n, K) ascending, labels (n, K), all int64.
     """
     length = sequences.shape[1]
-    count = max(1, round(rate * length))
+    count = masked_count(rate, length)
     counters = positions[:, None] * length + np.arange(length)
     order = np.argpartition(hash_uniform(seed, 0, counters), count - 1, axis=1)
     masked = np.sort(order[:, :count], axis=1)

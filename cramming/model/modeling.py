@@ -154,6 +154,7 @@ class CrammedForMaskedLM(CrammedPreTrainedModel):
         masked_positions: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        with_logits: bool = True,
         **kwargs: Any,
     ) -> CrammedMaskedLMOutput | tuple:
         """Predict masked tokens.
@@ -162,6 +163,8 @@ class CrammedForMaskedLM(CrammedPreTrainedModel):
             labels: (B, S) int64 with -100 where nothing is predicted, or (B, K) beside `masked_positions`.
             masked_positions: (B, K) int64 positions to predict; the sparse form with a fixed shape, which needs no
                 synchronisation with the device.
+            with_logits: False leaves them out of the output. Pretraining needs the loss alone, and 4096 predictions of
+                32768 tokens are half a gigabyte in float32.
 
         Returns:
             logits (B, S, V); (B, K, V) with `masked_positions`; (labelled tokens, V) when training with labels and
@@ -189,7 +192,11 @@ class CrammedForMaskedLM(CrammedPreTrainedModel):
             )
             loss = loss + aux_loss if loss is not None else None
         output = CrammedMaskedLMOutput(
-            loss=loss, logits=logits, hidden_states=encoded.hidden_states, aux_loss=aux_loss, auxiliary_losses=losses
+            loss=loss,
+            logits=logits if with_logits else None,
+            hidden_states=encoded.hidden_states,
+            aux_loss=aux_loss,
+            auxiliary_losses=losses,
         )
         return output if _wants_dict(self.config, return_dict) else output.to_tuple()
 

@@ -6,6 +6,7 @@ from cramming.errors import UserError
 
 BUDGETS = ("budget_tokens", "budget_steps", "budget_hours")
 SCHEDULES = ("triangle2", "linear", "cosine", "constant")
+COMPILE_MODES = ("default", "reduce-overhead")
 PRECISIONS = ("fp32", "bf16", "fp16")
 WANDB_MODES = ("auto", "offline", "online", "off")
 
@@ -40,7 +41,9 @@ class TrainConfig:
     usage_steps: int = 100  # steps between two counts of training leaves
     checkpoints: int = 10  # marks of progress at which a checkpoint is written, the end included
     keep_checkpoints: int = 2  # the newest ones that stay on the disk
-    log_steps: int = 10  # steps per row of metrics.jsonl
+    log_steps: int = 10  # steps per row of metrics.jsonl; a GPU is waited for as often
+    compile_mode: str = "default"  # reduce-overhead: CUDA graphs, for passes shorter than their launches
+    profile_steps: int = 0  # steps that a profile is taken of, into profile.json; fewer than log_steps - 1
 
     def __post_init__(self) -> None:
         self._check_budget()
@@ -50,6 +53,12 @@ class TrainConfig:
             _at_least_one("train", key, getattr(self, key))
         _one_of("train.schedule", self.schedule, SCHEDULES)
         _one_of("train.precision", self.precision, PRECISIONS)
+        _one_of("train.compile_mode", self.compile_mode, COMPILE_MODES)
+        if not 0 <= self.profile_steps <= max(0, self.log_steps - 2):
+            raise UserError(
+                f"train.profile_steps is {self.profile_steps}; a profile lies between two rows of the history: set it "
+                f"from 0 to train.log_steps - 2 = {self.log_steps - 2}, or raise train.log_steps."
+            )
         for key in ("lr", "clip", "eps"):
             if not getattr(self, key) > 0:
                 raise UserError(f"train.{key} is {getattr(self, key)}; set it above 0.")

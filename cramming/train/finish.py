@@ -39,6 +39,18 @@ def history_metrics(rows: list[dict[str, Any]], unigram_loss: float) -> dict[str
             "train_tokens_per_s": rates[len(rates) // 2],
             "hours": rows[-1]["budget/hours"],
         }
+        metrics |= device_metrics(rows)
+    return metrics
+
+
+def device_metrics(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Median MFU (see cramming.model.flops) and peak memory (GB), of a run whose rows have them."""
+    metrics = {}
+    for name in ("mfu", "mfu_dense_equivalent"):
+        if found := sorted(row[f"train/{name}"] for row in rows if f"train/{name}" in row):
+            metrics[f"train_{name}"] = found[len(found) // 2]
+    if found := [row["device/peak_memory_gb"] for row in rows if "device/peak_memory_gb" in row]:
+        metrics["peak_memory_gb"] = max(found)
     return metrics
 
 

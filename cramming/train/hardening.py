@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from cramming.errors import UserError
@@ -110,7 +109,8 @@ class Hardening:
             raise UserError(f"hardening: {error}") from None
         weights = {"entropy": config.entropy_weight.at(t), "balance": config.balance_weight.at(t)}
         if losses:
-            self.model.auxiliary_weights.copy_(torch.tensor([weights[name] for name in LOSSES]))
+            for place, name in enumerate(LOSSES):  # filled: a copy from the host would wait for the device
+                self.model.auxiliary_weights[place].fill_(weights[name])
         self.values = {"hardening/hard": float(form == "hard"), "hardening/temperature": temperature}
         self.values |= {f"hardening/{name}_weight": weights[name] for name in losses}
         return self.values

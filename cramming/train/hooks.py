@@ -3,7 +3,7 @@
 import json
 import math
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol, TextIO
@@ -45,11 +45,7 @@ class FiniteGuard(Hook):
 
     def on_step(self, trainer: Trainer, step: Step) -> None:
         """Raise Diverged on a non-finite loss or gradient."""
-        config = trainer.config
-        cheap = trainer.accelerator.device.type == "cpu"
-        marks = (config.validations, config.checkpoints)
-        due = trainer.state.step % config.log_steps == 0 or any(step.crosses(mark) for mark in marks)
-        if not (cheap or due):
+        if not (step.due or trainer.accelerator.device.type == "cpu"):
             return
         scaled = trainer.accelerator.scaler is not None
         if math.isfinite(step.loss.item()) and (scaled or math.isfinite(float(step.gradient_norm))):
@@ -93,10 +89,13 @@ class History(Hook):
     Args:
         sources: hooks before this one, whose `latest` figures belong into the row of their step.
         mirrors: called with (step, row) for each row.
+        meter: what a row says of the device's use, from tokens per second.
     """
 
-    def __init__(self, path: Path, sources: Sequence[Source], mirrors: list[Any]) -> None:
-        self.path, self.sources, self.mirrors = path, sources, mirrors
+    def __init__(
+        self, path: Path, sources: Sequence[Source], mirrors: list[Any], meter: Callable[[float], dict[str, float]]
+    ) -> None:
+        self.path, self.sources, self.mirrors, self.meter = path, sources, mirrors, meter
         self.file: TextIO | None = None
         self.tokens, self.seconds = 0, 0.0
 
@@ -116,16 +115,18 @@ class History(Hook):
         latest = {key: value for source in self.sources for key, value in source.latest.items()}
         if state.step % trainer.config.log_steps and not latest and state.progress < 1:
             return
+        rate = (state.tokens - self.tokens) / max(self.seconds, 1e-9)
         row = {
             "step": state.step,
             "train/loss": float(state.loss_sum) / state.loss_steps,
             "train/lr": step.lr,
             "train/batch": step.batch,
             "train/gradient_norm": float(step.gradient_norm),
-            "train/tokens_per_s": (state.tokens - self.tokens) / max(self.seconds, 1e-9),
+            "train/tokens_per_s": rate,
             "budget/progress": state.progress,
             "budget/tokens": state.tokens,
             "budget/hours": state.seconds / 3600,
+            **self.meter(rate),
             **{f"train/{name}": float(value) for name, value in step.auxiliary.items()},
             **trainer.hardening.values,
             **latest,

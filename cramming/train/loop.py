@@ -13,6 +13,7 @@ from torch import nn
 from cramming.data.loader import Microbatch
 from cramming.train.budget import batch_at, crosses_mark, lr_factor, progress
 from cramming.train.checkpoint import TrainState
+from cramming.train.compiled import begin_pass, clear_gradients
 from cramming.train.config import TrainConfig
 from cramming.train.hardening import Hardening, parts_of
 
@@ -33,6 +34,7 @@ class Step:
     before: float  # progress before the step
     after: float
     seconds: float
+    due: bool  # whether hooks may read its figures: on the logging interval and at marks
 
     def crosses(self, marks: int) -> bool:
         """Whether a mark of progress fell into this step."""
@@ -54,6 +56,9 @@ class Trainer:
         model: prepared by the accelerator; `raw_model` is the same without wrappers.
         batches: this process's endless microbatches, starting at `state.sequences`.
         clock: monotonic seconds, for budgets in hours.
+
+    On a GPU the host runs ahead: it waits for the device at the end of steps that are `due` alone, and only there may a
+    hook read a tensor.
     """
 
     def __init__(
@@ -94,7 +99,7 @@ class Trainer:
         started, before = self.clock(), state.progress
         lr = config.lr * lr_factor(config.schedule, before)
         batch = self._batch(before)
-        self.optimiser.zero_grad(set_to_none=True)
+        clear_gradients(self.model, self.optimiser, config)
         self.hardening.apply(before)
         self.model.train()
         parts = self._accumulate(batch // (config.microbatch * self.accelerator.num_processes))
@@ -105,15 +110,33 @@ class Trainer:
         state.step += 1
         state.sequences += batch
         state.tokens += batch * self.last_batch.input_ids.shape[1]
-        seconds = self.agree(self.clock() - started)
-        self.add_seconds(seconds)
-        return Step(parts.pop("mlm"), parts, norm, lr, batch, before, state.progress, seconds)
+        seconds = self.add_seconds(self.agree(self.clock() - started))
+        due = self._due(before)
+        if due and self._wait():
+            seconds += self.add_seconds(self.agree(self.clock() - started) - seconds)
+        return Step(parts.pop("mlm"), parts, norm, lr, batch, before, state.progress, seconds, due)
 
-    def add_seconds(self, seconds: float) -> None:
-        """Count wall-clock time against the budget; hooks report what they take."""
+    def add_seconds(self, seconds: float) -> float:
+        """Count wall-clock time against the budget, and return it; hooks report what they take."""
         state = self.state
         state.seconds += seconds
         state.progress = progress(self.config, tokens=state.tokens, steps=state.step, seconds=state.seconds)
+        return seconds
+
+    def _wait(self) -> bool:
+        """Wait until a GPU has done what it was asked for; False on a CPU, which has nothing to catch up on.
+
+        What it has still to do is the steps' time; a hook that waits for it would hide it from the budget.
+        """
+        if self.accelerator.device.type != "cuda":
+            return False
+        torch.cuda.synchronize()
+        return True
+
+    def _due(self, before: float) -> bool:
+        config, state = self.config, self.state
+        marks = (config.validations, config.checkpoints)
+        return state.step % config.log_steps == 0 or any(crosses_mark(before, state.progress, mark) for mark in marks)
 
     def _batch(self, t: float) -> int:
         """Sequences of the next step; the last one of a token budget is cut to what is left, in microbatches."""
@@ -129,14 +152,19 @@ class Trainer:
 
     def _accumulate(self, microbatches: int) -> dict[str, torch.Tensor]:
         totals: dict[str, torch.Tensor] = {}
+        config = self.config
         for number in range(1, microbatches + 1):
             batch = next(self.batches).to(self.accelerator.device)
             self.last_batch = batch
+            begin_pass(config)
             # Gradients travel between processes once per update, with its last microbatch.
             last = number == microbatches
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
                 output = self.model(
-                    input_ids=batch.input_ids, masked_positions=batch.masked_positions, labels=batch.labels
+                    input_ids=batch.input_ids,
+                    masked_positions=batch.masked_positions,
+                    labels=batch.labels,
+                    with_logits=False,
                 )
                 self.accelerator.backward(output.loss / microbatches)
             for name, value in parts_of(output).items():

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from cramming.accelerator import make_accelerator
-from cramming.data.prepare import prepare
+from cramming.data.shards import PreparedData, open_prepared
 from cramming.files import locked, read_json, write_json
 from cramming.report.record import record_file
 from cramming.roots import PretrainRoot
@@ -15,8 +15,11 @@ from cramming.train.run import Run, RunFolder
 from cramming.train.tracking import check_wandb
 
 
-def pretrain(root: PretrainRoot) -> Path:
+def pretrain(root: PretrainRoot, prepared: Path | None = None) -> Path:
     """Run, continue or recognise as finished the pretraining that the configuration names; returns its folder.
+
+    Args:
+        prepared: folder of its prepared data, where they were made elsewhere; without it they are made or found here.
 
     Raises:
         UserError: bad configuration, data or checkpoint; Diverged when the loss is no number any more.
@@ -37,8 +40,15 @@ def pretrain(root: PretrainRoot) -> Path:
     busy = f"{folder.path} is being trained by another process; wait for it, or change the seed or the configuration."
     with locked(folder.path / ".lock", wait=False, busy=busy) if main else contextlib.nullcontext():
         with accelerator.main_process_first():
-            data = prepare(root.data, Path(root.output_dir))
+            data = open_prepared(prepared) if prepared else prepared_here(root)
         run = Run(root, folder, accelerator, data)
         run.train()
     accelerator.end_training()
     return folder.path
+
+
+def prepared_here(root: PretrainRoot) -> PreparedData:
+    """The data that the configuration names."""
+    from cramming.data.prepare import prepare  # its sources need libraries that a machine for training alone may lack
+
+    return prepare(root.data, Path(root.output_dir))

@@ -4,19 +4,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import nn
 
 from cramming.data.loader import Masker, MicrobatchLoader, SequenceOrder
+from cramming.data.masking import masked_count
 from cramming.data.shards import PreparedData
 from cramming.errors import Stopped
 from cramming.files import read_json, write_json
+from cramming.model.flops import training_flops
 from cramming.report.record import write_record
 from cramming.roots import PretrainRoot
 from cramming.train.build import build_model
 from cramming.train.checkpoint import Checkpoints, TrainState
+from cramming.train.compiled import compiled, warm_up
 from cramming.train.finish import export, history_curve, history_metrics, print_examples, print_summary
 from cramming.train.hardening import Hardening
 from cramming.train.hooks import (
@@ -31,7 +34,9 @@ from cramming.train.hooks import (
     read_history,
 )
 from cramming.train.loop import Trainer
+from cramming.train.meter import Meter
 from cramming.train.optim import build_optimiser
+from cramming.train.profiling import Profile
 from cramming.train.tracking import close_wandb, open_wandb
 from cramming.train.usage import UsageHook, heatmap, wandb_usage
 from cramming.train.validate import Validation
@@ -93,7 +98,10 @@ class Run:
         accelerator, config = self.accelerator, self.root.train
         prepared, optimiser = accelerator.prepare(self.model, self.optimiser)
         state = self._resume(optimiser)
-        model: nn.Module = torch.compile(prepared) if config.compile else prepared  # type: ignore[assignment]
+        model = compiled(prepared, config)
+        if state.progress < 1:
+            self.hardening.apply(state.progress)
+            self._warm_up(model, optimiser)
         loader = self._loader(state)
         wandb_run = None
         if accelerator.is_main_process:
@@ -119,14 +127,34 @@ class Run:
 
     def _hooks(self, wandb_run: Any) -> list[Hook]:
         """What looks on, in this order: later hooks read what earlier ones found."""
-        validate, usage = Validate(self.validation), self._usage(wandb_run)
+        config, validate, usage = self.root.train, Validate(self.validation), self._usage(wandb_run)
         sources: list[Validate | UsageHook] = [validate, *usage.values()]
         hooks: list[Hook] = [FiniteGuard(), *sources]
         if self.accelerator.is_main_process:
             bar = Bar()
             mirrors = [bar.show, *([wandb_mirror(wandb_run)] if wandb_run else [])]
-            hooks += [bar, History(self.folder.history, sources, mirrors)]
-        return [*hooks, StopSignals(), Checkpoint(self.checkpoints, usage)]
+            hooks += [bar, History(self.folder.history, sources, mirrors, self._meter())]
+        hooks += [StopSignals(), Checkpoint(self.checkpoints, usage)]
+        if config.profile_steps and self.accelerator.is_main_process:
+            profile = Profile(config.profile_steps, self.folder.path / "profile.json")
+            hooks = [profile.first, *hooks, profile.last]
+        return hooks
+
+    def _meter(self) -> Meter:
+        accelerator, data = self.accelerator, self.data
+        predicted = masked_count(self.root.train.mask_rate, data.seq_len)
+        flops = training_flops(self.model.config, data.seq_len, predicted)
+        return Meter(flops, accelerator.device, accelerator.num_processes)
+
+    def _warm_up(self, model: nn.Module, optimiser: Any) -> None:
+        """Compile before the clock starts; without train.compile this does nothing."""
+        if self.root.train.compile:
+            numbers = np.arange(self.root.train.microbatch)
+            batch = self._masker()(self.data.train.take(numbers % len(self.data.train)), numbers)
+            warm_up(model, self.model, optimiser, self.accelerator, self.root.train, batch)
+
+    def _masker(self) -> Masker:
+        return Masker(self.root.seed, self.root.train.mask_rate, self.data.vocab_size, self.mask_id)
 
     def _usage(self, wandb_run: Any) -> dict[str, UsageHook]:
         """The hook that watches the leaves, if there are any."""
@@ -164,7 +192,7 @@ class Run:
         return MicrobatchLoader(
             self.data.train,
             SequenceOrder(len(self.data.train), self.root.seed, shuffled=shuffled),
-            Masker(self.root.seed, config.mask_rate, self.data.vocab_size, self.mask_id),
+            self._masker(),
             start=state.sequences,
             microbatch=config.microbatch,
             process=accelerator.process_index,

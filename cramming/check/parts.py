@@ -1,0 +1,111 @@
+"""The parts of the measurement of a machine; each yields rows as they are found. Not how they are run (run.py)."""
+
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cramming.check.size import DENSE, PATH, Size
+from cramming.check.synthetic import pretrain_synthetic
+from cramming.model.bench import measure_inference, measure_training
+from fff.bench import Setting, measure
+from fff.kernels import PROVIDERS
+from fff.machine import describe, peaks
+from fff.parity import parity
+
+Rows = Iterator[dict[str, Any]]
+NO_PROVIDER = ("none",)
+PLAIN = ("masked", "gather")
+
+
+def machine(size: Size, _: Mapping[str, Any]) -> Rows:
+    """What this is, and what it can do at most."""
+    yield describe(torch.get_num_threads()) | {"device": str(size.model.device), "peaks": peaks(size.model.device)}
+
+
+def correctness(size: Size, _: Mapping[str, Any]) -> Rows:
+    """Every provider that is available, on every case, against the float64 definition."""
+    device = size.model.device
+    # A product may otherwise sum in bfloat16, and decide otherwise than the definition beyond any margin.
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+    for name, provider in PROVIDERS.items():
+        for case in size.cases if name != "reference" else ():
+            if reason := provider.available(device, case.dtype):
+                yield {"provider": name, **case.title, "skipped": reason}
+                continue
+            yield parity(name, case, device)
+
+
+def layer(size: Size, known: Mapping[str, Any]) -> Rows:
+    """The layer's forward and training step against dense layers, checked on the timed shape first."""
+    for mode in ("inference", "training"):
+        left = sound_providers(known.get("correctness", []), size)
+        while True:
+            setting = Setting(
+                size.trees,
+                size.depth,
+                size.tokens,
+                size.dtype,
+                mode,
+                compiled=size.compiled,
+                seconds=size.layer_seconds,
+                providers=left or NO_PROVIDER,
+            )
+            try:
+                yield from measure(setting, size.model.device)
+                break
+            except Exception as error:  # a layer that is wrong or fails is not timed, the others are
+                wrong = suspects(str(error), left)
+                if not wrong:
+                    raise
+                yield {**setting.title, "provider": ", ".join(wrong), "error": traceback.format_exc()}
+                left = tuple(name for name in left if name not in wrong)
+
+
+def suspects(error: str, providers: tuple[str, ...]) -> tuple[str, ...]:
+    """The provider that an error begins with; else all but those of plain torch."""
+    named = error.split(":")[0]
+    return (named,) if named in providers else tuple(name for name in providers if name not in PLAIN)
+
+
+def sound_providers(rows: list[dict[str, Any]], size: Size) -> tuple[str, ...]:
+    """Providers whose rows of the timing's dtype are all right; all that can where nothing was checked."""
+    mine = [row for row in rows if row["dtype"] == str(size.dtype)[6:] and "skipped" not in row]
+    if not mine:
+        return tuple(name for name, p in PROVIDERS.items() if not p.available(size.model.device, size.dtype))
+    wrong = {row["provider"] for row in mine if not row["ok"]}
+    return tuple(dict.fromkeys(row["provider"] for row in mine if row["provider"] not in wrong))
+
+
+def model_training(size: Size, _: Mapping[str, Any]) -> Rows:
+    """The whole model's pretraining step on one microbatch, dense and path in turn."""
+    yield from measure_training(size.model)
+
+
+def model_inference(size: Size, _: Mapping[str, Any]) -> Rows:
+    """The whole model's inference on one sequence; one way of running after the other, so that a cut leaves some."""
+    for mode in size.model.inference:
+        yield from measure_inference(replace(size.model, inference=(mode,)), size.model.batches[0])
+
+
+def pretraining(size: Size, _: Mapping[str, Any]) -> Rows:
+    """A minute of the real loop for dense and path on made-up tokens."""
+    for feedforward in (DENSE, PATH):
+        with tempfile.TemporaryDirectory() as folder:
+            yield pretrain_synthetic(feedforward, size.model, size.pretrain_seconds, Path(folder))
+
+
+# Name -> (function, seconds at most). Beside these, all together have a limit.
+PARTS: dict[str, tuple[Callable[[Size, Mapping[str, Any]], Rows], float]] = {
+    "machine": (machine, 40.0),
+    "correctness": (correctness, 100.0),
+    "layer": (layer, 80.0),
+    "model_training": (model_training, 140.0),
+    "model_inference": (model_inference, 80.0),
+    "pretraining": (pretraining, 260.0),
+}

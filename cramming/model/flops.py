@@ -1,0 +1,72 @@
+"""What a pass of the crammed BERT must compute, from its configuration alone. Not how long it takes (bench.py)."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from fff.topology import trained_neurons, used_neurons
+
+BACKWARD = 3  # a training step: the forward's products, and two as large for the gradients of inputs and weights
+
+
+@dataclass(frozen=True)
+class ModelFlops:
+    """Floating-point operations per token of a training step (forward and backward), a product's sum counted as two.
+
+    Counted: the four projections of attention, its scores and mixtures over all positions, the feedforward layers, and
+    the decoder at predicted positions; three times the forward's. Not counted: embeddings, norms, activations, the
+    optimiser, and anything that is computed twice or in vain.
+
+    Attributes:
+        path: feedforward layers by the neurons that a token visits (12 of 1x11's 4095). What the model asks for.
+        dense: by all neurons that are trained, as if each were computed. For dense layers the same.
+    """
+
+    path: float
+    dense: float
+
+    def utilisation(self, tokens_per_s: float, peak: float) -> dict[str, float]:
+        """Model FLOP utilisation (MFU), shares of `peak` (FLOP/s of all devices): these FLOPs times tokens/s / peak.
+
+        "mfu" counts the path alone; "mfu_dense_equivalent" is what a dense layer of as many neurons would have to reach
+        for the same tokens per second, and may exceed 1.
+        """
+        return {
+            "mfu": self.path * tokens_per_s / peak,
+            "mfu_dense_equivalent": self.dense * tokens_per_s / peak,
+        }
+
+
+def training_flops(config: PreTrainedConfig, length: int, predicted: int) -> ModelFlops:
+    """FLOPs per token of a crammed model's training step on sequences of `length` tokens, `predicted` of which are."""
+    width = config.hidden_size
+    attention = 8 * width * width + 4 * length * width
+    decoder = 2 * width * config.vocab_size * predicted / length
+    path, dense = feedforward_flops(config.ffn, width)
+    layers = config.num_hidden_layers
+    return ModelFlops(
+        path=BACKWARD * (layers * (attention + path) + decoder),
+        dense=BACKWARD * (layers * (attention + dense) + decoder),
+    )
+
+
+def feedforward_flops(ffn: dict[str, Any], width: int) -> tuple[float, float]:
+    """FLOPs per token of one feedforward layer's forward: of what a token visits, and of all that is trained."""
+    neuron = 4 * width  # one row in, one row out
+    match ffn["kind"]:
+        case "none":
+            return 0.0, 0.0
+        case "dense":
+            gated = ffn.get("activation") == "gated_gelu"  # half of the neurons gate the other half
+            both = float(ffn["width"] * (3 * width if gated else neuron))
+            return both, both
+        case "path":
+            trees, depth = ffn["trees"], ffn["depth"]
+            return float(neuron * used_neurons(trees, depth)), float(neuron * trained_neurons(trees, depth))
+        case "leaf":
+            depth, leaf, master = ffn["depth"], ffn["leaf_width"], ffn.get("master_width", 0)
+            path = 2 * width * depth + neuron * (leaf + master)
+            dense = 2 * width * (2**depth - 1) + neuron * (leaf * 2**depth + master)
+            return float(path), float(dense)
+    raise ValueError(f"ffn kind {ffn['kind']!r} is unknown; it is dense, leaf, none or path.")

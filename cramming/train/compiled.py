@@ -1,0 +1,86 @@
+"""The compiled model of a run, made before its clock starts, and what CUDA graphs ask of the loop. Not the loop."""
+
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from cramming.data.loader import Microbatch
+from cramming.train.checkpoint import rng_state, set_rng_state
+from cramming.train.config import TrainConfig
+
+
+def compiled(model: nn.Module, config: TrainConfig) -> nn.Module:
+    """The whole model through torch.compile, one graph per shape; or as it is without `config.compile`."""
+    if not config.compile:
+        return model
+    # Shapes are static; a second one (the end of the validation set) is worth its own graph.
+    return torch.compile(model, dynamic=False, mode=config.compile_mode)  # type: ignore[return-value]
+
+
+def uses_graphs(config: TrainConfig) -> bool:
+    """Whether passes are replayed as CUDA graphs, in memory that each replay writes anew."""
+    return config.compile and config.compile_mode == "reduce-overhead"
+
+
+def begin_pass(config: TrainConfig) -> None:
+    """Before each forward pass: what the last one returned may be overwritten."""
+    if uses_graphs(config):
+        torch.compiler.cudagraph_mark_step_begin()
+
+
+def clear_gradients(model: nn.Module, optimiser: Any, config: TrainConfig) -> None:
+    """Before each update: no gradients, or zeros in memory of their own where graphs would keep them in theirs.
+
+    Without that, the sum over microbatches would be taken in memory that the next replay overwrites.
+    """
+    optimiser.zero_grad(set_to_none=not uses_graphs(config))
+    if uses_graphs(config):
+        for parameter in model.parameters():
+            if parameter.requires_grad and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+
+
+def warm_up(
+    model: nn.Module,
+    raw_model: nn.Module,
+    optimiser: Any,
+    accelerator: Accelerator,
+    config: TrainConfig,
+    batch: Microbatch,
+    *,
+    evaluation: bool = True,
+) -> None:
+    """Compile a compiled model's passes on a microbatch, so that the budget is not spent on the compiler.
+
+    Leaves weights, gradients and random numbers as they were; does nothing without `config.compile`.
+
+    Args:
+        model: prepared and compiled; `raw_model` is the same without wrappers.
+        batch: of the run's shapes; its content does not matter.
+        evaluation: also the pass of the validation.
+    """
+    if not config.compile:
+        return
+    generators, b = rng_state(), batch.to(accelerator.device)
+    inputs: dict[str, Any] = {"input_ids": b.input_ids, "masked_positions": b.masked_positions, "labels": b.labels}
+    # First the plain model: layers note who computes them, and a note that came later would compile all anew.
+    with torch.no_grad(), accelerator.autocast():
+        raw_model.eval()(**{name: tensor[:1] for name, tensor in inputs.items()})
+    model.train()
+    # CUDA graphs warm up in a first pass and record in a second; a third finds out whether they replay.
+    for _ in range(3 if uses_graphs(config) else 1):
+        clear_gradients(model, optimiser, config)
+        begin_pass(config)
+        accelerator.backward(model(**inputs, with_logits=False).loss)
+    if evaluation:
+        model.eval()
+        with torch.no_grad():
+            begin_pass(config)
+            model(**inputs)
+    clear_gradients(model, optimiser, config)
+    if accelerator.device.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+    set_rng_state(generators)
