@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fff.bench_cases import WIDTH, Case, check, dense, forward, inputs, training_step
+from fff.bench_cases import WIDTH, Case, check, dense, inputs, training_step
 from fff.kernels import PROVIDERS
 from fff.machine import describe, peaks, this_device
 from fff.path import PathFFF
@@ -94,7 +94,8 @@ def compare(base: PathFFF, wide: list[Tensor], setting: Setting) -> list[dict[st
     if setting.compiled:
         torch._dynamo.reset()  # beyond a number of layers of one class torch runs further ones uncompiled
     found, errors = layers(base, setting, xs)
-    run = forward if setting.mode == "inference" else training_step
+    inference = setting.mode == "inference"
+    run = nn.Module.__call__ if inference else training_step
     cases = {name: Case(run, layer, xs) for name, layer in found.items()}
     neurons = trained_neurons(base.trees, base.depth)
     equal, usual = (neurons, -neurons // ALIGNED * -ALIGNED), 4 * base.d_in
@@ -107,8 +108,10 @@ def compare(base: PathFFF, wide: list[Tensor], setting: Setting) -> list[dict[st
             if setting.compiled:
                 cases[f"{name} compiled"] = Case(run, torch.compile(module), cases[name].inputs)  # type: ignore[arg-type]
     for case in cases.values():
-        case.module.train(setting.mode == "training")
-    rows = {name: figures(samples) for name, samples in interleaved(cases, wide[0].device, setting.seconds).items()}
+        case.module.train(not inference)
+    with torch.inference_mode(inference):  # once, because entering it takes a fifth of a call for one token
+        timed = interleaved(cases, wide[0].device, setting.seconds)
+    rows = {name: figures(samples) for name, samples in timed.items()}
     opponents = tuple(f"dense {width} " for width in equal)
     return [
         {

@@ -65,12 +65,6 @@ def check(layer: PathFFF, x: Tensor) -> float:
     return worst / largest
 
 
-def forward(module: nn.Module, x: Tensor) -> None:
-    """Inference, of a module in evaluation."""
-    with torch.inference_mode():
-        module(x)
-
-
 def training_step(module: nn.Module, x: Tensor) -> None:
     """Forward and backward, gradients written anew. The gradient of the output is given: any loss takes longer."""
     for parameter in module.parameters():
@@ -83,7 +77,7 @@ def training_step(module: nn.Module, x: Tensor) -> None:
 class Case:
     """One thing that is timed."""
 
-    run: Callable[[nn.Module, Tensor], None]
+    run: Callable[[nn.Module, Tensor], object]
     module: nn.Module
     inputs: list[Tensor]
 

@@ -81,20 +81,16 @@ class PathFFF(Hardenable):
         """
         # The short way: at one token, all questions that the long one asks take as long as the layer.
         name = self._chosen.get((self.execution, self.provider, x.device, x.dtype))
-        if name is not None and self._plain_inference() and (infer := PROVIDERS[name].infer) is not None:
-            w_in, b_in, w_out = self._weights()
-            if w_in.device == x.device:
+        if name is not None and not self.training and self.evaluation_form == "hard":
+            infer, (w_in, b_in, w_out) = PROVIDERS[name].infer, self._weights()
+            plain = not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+            if infer is not None and plain and w_in.is_cpu:
                 return infer(x, w_in, b_in, w_out, self.activation)
         if self.active_form == "soft":
             return self._soft(x)[0]
         provider, arguments = self._call(x)
         y = provider.output(*arguments) if provider.output else provider.function(*arguments).y
         return y if x.dim() == 2 else y.view(*x.shape[:-1], self.d_out)
-
-    def _plain_inference(self) -> bool:
-        """Whether the operands alone decide what comes out, so that no more need be asked."""
-        plain = not self.training and self.evaluation_form == "hard"
-        return plain and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
 
     def forward_with_losses(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The same, with the auxiliary losses that `losses` names (see fff.hardening)."""

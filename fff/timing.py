@@ -11,7 +11,8 @@ import torch
 from fff.machine import synchronise
 
 MOST_TURNS = 400
-BLOCK_SECONDS = 0.02  # a turn repeats a call for about as long
+BLOCK_SECONDS = 0.1  # a turn repeats a call for about as long
+LEAST_REPEATS, REPEATED_BELOW = 3, 0.5  # but what takes less than half a second at least so often
 MOST_CALLS = 2000
 SLOW_SECONDS = 1.0  # a call that takes as long need not be repeated to know how often it fits into a turn
 
@@ -40,7 +41,8 @@ def interleaved(
         seconds = _seconds(case, range(1), device)
         if seconds < SLOW_SECONDS:
             seconds = min(seconds, _seconds(case, range(1, 2), device))
-        calls[name] = max(0, min(MOST_CALLS, round(BLOCK_SECONDS / seconds)) - 1)
+        least_repeats = LEAST_REPEATS if seconds < REPEATED_BELOW else 0
+        calls[name] = max(least_repeats, min(MOST_CALLS, round(BLOCK_SECONDS / seconds)) - 1)
     samples: dict[str, list[Sample]] = {name: [] for name in cases}
     turn, deadline = 0, time.perf_counter() + seconds_per_case * len(cases)
     while turn < least or (time.perf_counter() < deadline and turn < MOST_TURNS):

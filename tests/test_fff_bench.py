@@ -9,7 +9,7 @@ from torch import Tensor
 from fff.bench import main
 from fff.bench_cases import WIDTH, check, inputs
 from fff.path import PathFFF
-from fff.timing import BLOCK_SECONDS, figures, interleaved
+from fff.timing import REPEATED_BELOW, figures, interleaved
 
 CPU = torch.device("cpu")
 
@@ -67,14 +67,14 @@ def test_cases_take_turns_and_quick_ones_repeat() -> None:
 
         return call
 
-    cases = {"slow": case("slow", BLOCK_SECONDS), "quick": case("quick", BLOCK_SECONDS / 10)}
+    cases = {"slow": case("slow", REPEATED_BELOW), "quick": case("quick", REPEATED_BELOW / 20)}
     samples = interleaved(cases, CPU, 0.0, least=3)
     turns = "".join(name[0] for name in order).lstrip("s").lstrip("q")
     assert [len(block) for block in turns.replace("q", " ").split()] == [1, 1, 1]
-    assert all(sample.first == sample.steady >= BLOCK_SECONDS for sample in samples["slow"])
+    assert all(sample.first == sample.steady >= REPEATED_BELOW for sample in samples["slow"])
     row = figures(samples["quick"])
     assert row["n"] == 3
-    assert BLOCK_SECONDS / 10 <= row["min_s"] <= row["median_s"] <= row["max_s"]
+    assert REPEATED_BELOW / 20 <= row["min_s"] <= row["median_s"] <= row["max_s"]
     assert order.count("quick") > 3 * 3
 
 

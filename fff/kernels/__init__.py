@@ -41,7 +41,7 @@ class Provider:
     """Who computes the layer.
 
     `available(device, dtype)` is None, or the reason why this machine cannot. `output` gives y alone, where that is
-    faster than the whole result; `infer` is for operands that are as they must be (checked by itself), and no gradient.
+    faster than the whole result; `infer` is the same for operands on the CPU as they are, without autocast and gradients.
     """
 
     name: str
