@@ -59,6 +59,8 @@ def layers(base: PathFFF, setting: Setting, xs: list[Tensor]) -> tuple[dict[str,
     for name, provider in PROVIDERS.items():
         if name == "reference" or provider.available(xs[0].device, setting.dtype):
             continue
+        if name == "triton" and xs[0].device.type == "cpu":
+            continue  # Triton's interpreter
         if name == "masked" and setting.tokens > MASKED_MOST_TOKENS:
             continue
         layer = PathFFF(

@@ -1,6 +1,6 @@
 """Compiles every kernel that provider `triton` would launch, for a GPU that need not be here. Prints what they need.
 
-`python tests/triton_compile.py TREESxDEPTH ...`: the host code runs on the CPU with launches replaced by
+`python tests/triton_compile.py TREESxDEPTH[:DTYPE] ...`: the host code runs on the CPU with launches replaced by
 compilations, so its results mean nothing. A kernel that does not fit, or spills registers, is reported as such.
 """
 
@@ -44,7 +44,7 @@ def source(function: triton.JITFunction, args: tuple, constants: dict) -> ASTSou
             signature[name] = TYPES[value.dtype] if isinstance(value, torch.Tensor) else "i32"
             if isinstance(value, torch.Tensor) or (value % 16 == 0 and not plain):
                 attributes[(number,)] = [["tt.divisibility", 16]]
-    signature |= {name: "constexpr" for name in constants}
+    signature |= dict.fromkeys(constants, "constexpr")
     return ASTSource(function, signature, constexprs, attributes)
 
 
@@ -89,7 +89,8 @@ def compile_all(trees: int, depth: int, dtype: torch.dtype, width: int, tokens: 
 if __name__ == "__main__":
     triton.JITFunction.run = compile_launch  # type: ignore[method-assign]
     assert not triton_kernels.INTERPRETED
-    for shape in sys.argv[1:]:
-        for kind in (torch.bfloat16, torch.float32, torch.float16):
+    for argument in sys.argv[1:]:
+        shape, _, name = argument.partition(":")
+        for kind in [getattr(torch, name)] if name else [torch.bfloat16, torch.float32, torch.float16]:
             compile_all(*map(int, shape.split("x")), kind, 768, 3000)
     print(f"compiled {len(seen)} kernels")

@@ -1,4 +1,4 @@
-"""Provider `triton`: path nodes only, on an NVIDIA GPU, forward and backward, float32, bfloat16 and float16. The operators.
+"""Provider `triton`: path nodes only, on an NVIDIA GPU, forward and backward, float32 and half types. The operators.
 
 Triton is imported when an operator first runs, never with fff. Nothing here has run on a GPU: see docs/kernels.md.
 
@@ -26,7 +26,7 @@ import os
 import torch
 from torch import Tensor
 
-from fff.activations import ACTIVATIONS, activation_named
+from fff.activations import activation_named
 from fff.kernels.autograd import register_backward
 from fff.reference import PathResult
 from fff.topology import depth_of, path_length
@@ -116,11 +116,11 @@ def output(
 def _infer(x: Tensor, w_in: Tensor, b_in: Tensor | None, w_out: Tensor, activation: str) -> Tensor:
     """Y (N, K), without a record for gradients."""
     _check(x, w_in, b_in, w_out, activation, None)
-    _check_device(x, w_in, b_in, w_out)
+    _check_here(x)
     from fff.kernels import triton_host
 
     with torch.cuda.device_of(x):
-        return triton_host.forward(*_dense(x, w_in, b_in, w_out), activation, None, save=False)[0]
+        return triton_host.forward(x, w_in, b_in, w_out, activation, None, save=False)[0]
 
 
 @_infer.register_fake
@@ -141,12 +141,12 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """-> y (N, K), leaves in heap order (N, T) int32, scores (N, T, L) float32."""
     _check(x, w_in, b_in, w_out, activation, flips)
-    _check_device(x, w_in, b_in, w_out, flips, temperature)
+    _check_here(x)
     from fff.kernels import triton_host
 
     bits = None if flips is None else flips.contiguous().view(torch.uint8)
     with torch.cuda.device_of(x):
-        return triton_host.forward(*_dense(x, w_in, b_in, w_out), activation, bits, save=True)
+        return triton_host.forward(x, w_in, b_in, w_out, activation, bits, save=True)
 
 
 @_forward.register_fake
@@ -181,17 +181,7 @@ def _backward(
     from fff.kernels import triton_host
 
     with torch.cuda.device_of(x):
-        return triton_host.backward(
-            grad.contiguous(),
-            grad_of_scores,
-            x.contiguous(),
-            w_in.contiguous(),
-            w_out.contiguous(),
-            leaf,
-            scores,
-            temperature,
-            activation,
-        )
+        return triton_host.backward(grad, grad_of_scores, x, w_in, w_out, leaf, scores, temperature, activation)
 
 
 @_backward.register_fake
@@ -217,19 +207,15 @@ def _(
 register_backward("fff::triton_forward", _backward)
 
 
-def _dense(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    return tuple(t if t is None else t.contiguous() for t in tensors)
-
-
-def _check(
-    x: Tensor, w_in: Tensor, b_in: Tensor | None, w_out: Tensor, activation: str, flips: Tensor | None
-) -> None:
-    """Refuse what the kernels would read wrongly. Sizes and dtypes alone, so that it can be asked while tracing."""
+def _check(x: Tensor, w_in: Tensor, b_in: Tensor | None, w_out: Tensor, activation: str, flips: Tensor | None) -> None:
+    """Refuse what the kernels would read wrongly; by what tracing knows too."""
     activation_named(activation)
     if x.dtype not in DTYPES:
         raise ValueError(f"provider 'triton' takes float32, bfloat16 and float16, and x is {x.dtype}")
-    for name, tensor in (("w_in", w_in), ("b_in", b_in), ("w_out", w_out)):
-        if tensor is not None and tensor.dtype != x.dtype:
+    for name, tensor in (("w_in", w_in), ("b_in", b_in), ("w_out", w_out), ("flips", flips)):
+        if tensor is not None and tensor.device != x.device:
+            raise ValueError(f"{name} is on {tensor.device}, but x is on {x.device}; move one of them")
+        if tensor is not None and tensor is not flips and tensor.dtype != x.dtype:
             raise ValueError(f"{name} is {tensor.dtype}, but x is {x.dtype}; convert one of them")
     if x.dim() != 2 or w_in.dim() != 3 or x.shape[1] != w_in.shape[2]:
         raise ValueError(f"x must be (N, H) and w_in (T, M, H), got {tuple(x.shape)} and {tuple(w_in.shape)}")
@@ -248,9 +234,7 @@ def _check(
         raise ValueError(f"flips must be bool (N, {trees}, {depth}), got {flips.dtype} {tuple(flips.shape)}")
 
 
-def _check_device(x: Tensor, *others: Tensor | None) -> None:
-    for tensor in others:
-        if tensor is not None and tensor.device != x.device:
-            raise ValueError(f"x is on {x.device}, but an operand of shape {tuple(tensor.shape)} on {tensor.device}")
+def _check_here(x: Tensor) -> None:
+    """An operator may be called without a question to `available`."""
     if reason := available(x.device, x.dtype):
-        raise ValueError(f"provider 'triton' cannot take x: {reason}")
+        raise ValueError(f"provider 'triton' is not available: {reason}")

@@ -3,6 +3,7 @@
 Everything is on the device: no size is read back, so a call never waits and can be captured in a CUDA graph.
 """
 
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -38,7 +39,7 @@ class Blocks(NamedTuple):
 
 # Half types go through tensor cores, 127 rows in a product at most. float32 without TF32 does not, so its bands are
 # narrower: three of 4 levels for depth 11, 45 rows.
-HALF = Blocks(levels=7, n=64, h=64, k=128, warps=4, stages=3)
+HALF = Blocks(levels=7, n=64, h=64, k=128, warps=8, stages=3)
 SINGLE = Blocks(levels=5, n=32, h=32, k=64, warps=4, stages=2)
 
 
@@ -78,13 +79,18 @@ def bands_of(depth: int, most: int) -> list[Band]:
     total = path_length(depth)
     count = -(-total // most)
     cuts = [total * i // count for i in range(count + 1)]
-    return [Band(a, b - a) for a, b in zip(cuts, cuts[1:], strict=False)]
+    return [Band(a, b - a) for a, b in pairwise(cuts)]
 
 
 def forward(
     x: Tensor, w_in: Tensor, b_in: Tensor | None, w_out: Tensor, activation: str, flips: Tensor | None, save: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y (N, K), leaves (N, T) int32 in heap order, scores (N, T, L) float32; the last two may be empty without `save`."""
+    """y (N, K), leaves (N, T) int32 in heap order, scores (N, T, L) float32; only the first is sure without `save`.
+
+    flips (N, T, D) uint8 or None; the other operands as `fff.reference.path_fff`, checked, of any strides.
+    """
+    x, w_in, w_out = x.contiguous(), w_in.contiguous(), w_out.contiguous()
+    b_in, flips = (t if t is None else t.contiguous() for t in (b_in, flips))
     if x.shape[0] == 0 or not _grouping_pays(x, w_in, w_out):
         return _walk_each(x, w_in, b_in, w_out, activation, flips, save)
     scores, leaf, order = _walk_bands(x, w_in, b_in, flips)
@@ -104,6 +110,7 @@ def backward(
     activation: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x (N, H), w_in (T, M, H), b_in (T, M), w_out (T, M, K)."""
+    grad, x, w_in, w_out = grad.contiguous(), x.contiguous(), w_in.contiguous(), w_out.contiguous()
     if x.shape[0] == 0:
         zeros = torch.zeros_like
         return zeros(x), zeros(w_in), w_in.new_zeros(w_in.shape[:2]), zeros(w_out)
@@ -157,22 +164,19 @@ def _walk_each(
     return y[0] if shares == 1 else y.sum(0).to(x.dtype), leaf, scores
 
 
-def _walk_bands(
-    x: Tensor, w_in: Tensor, b_in: Tensor | None, flips: Tensor | None
-) -> tuple[Tensor, Tensor, Order]:
+def _walk_bands(x: Tensor, w_in: Tensor, b_in: Tensor | None, flips: Tensor | None) -> tuple[Tensor, Tensor, Order]:
     """Scores (N, T, L), leaves (N, T), and the order by the last band's groups."""
     (tokens, width), (trees, node_count, _), blocks = x.shape, w_in.shape, blocks_for(x.dtype)
     depth = depth_of(node_count)
     scores = torch.empty(tokens, trees, depth + 1, dtype=torch.float32, device=x.device)
     leaf = torch.empty(tokens, trees, dtype=torch.int32, device=x.device)
     bands = bands_of(depth, blocks.levels)
-    order = Order(bands[0], None, None)
+    places = torch.empty(trees, tokens, dtype=torch.int32, device=x.device)
     for band in bands:
-        if band.level:
-            order = _order(band, groups)
-        groups = leaf if band is bands[-1] else torch.empty(trees, tokens, dtype=torch.int32, device=x.device)
+        order = _order(band, places)
         kernels.walk_band[(_pieces(band, tokens, blocks.n), trees)](
-            x, w_in, b_in, flips, order.tokens, order.starts, scores, groups, tokens, width, band.groups,
+            x, w_in, b_in, flips, order.tokens, order.starts, scores,
+            leaf if band is bands[-1] else places, tokens, width, band.groups,
             NODE_COUNT=node_count, DEPTH=depth, HAS_BIAS=b_in is not None, HAS_FLIPS=flips is not None,
             BLOCK_H=blocks.h, **_of_band(band), **_common(x.dtype, blocks),
         )  # fmt: skip
@@ -220,22 +224,19 @@ def _weighted_rows(coefficients: Tensor, w: Tensor, leaf: Tensor, order: Order) 
     return y.to(w.dtype)
 
 
-def _node_sums(
-    coefficients: Tensor, x: Tensor, leaf: Tensor, order: Order, sums: Tensor, plain: Tensor | None
-) -> None:
+def _node_sums(coefficients: Tensor, x: Tensor, leaf: Tensor, order: Order, sums: Tensor, plain: Tensor | None) -> None:
     """sums (T, M, H) of the band's nodes = coefficients (N, T, L) times x (N, H), summed by path node.
 
     plain (T, M), if wanted, is written too: the coefficients' own sums.
     """
     (tokens, width), (trees, node_count, _), blocks = x.shape, sums.shape, blocks_for(x.dtype)
     band, chunk = order.band, _chunk(order.band, trees)
-    # Groups of more than a chunk have less than twice as many pieces as chunks of tokens.
-    places = 2 * tokens // chunk if tokens > chunk else 0
+    places = 2 * (tokens // chunk)
     shape = {**_of_band(band), "NODE_COUNT": node_count, "CHUNK": chunk, "PLAIN": plain is not None}
     partial = torch.empty(trees * places * shape["NODES"], width, dtype=torch.float32, device=x.device)
     partial_plain = torch.empty(partial.shape[0], dtype=torch.float32, device=x.device)
     columns = triton.cdiv(width, blocks.k)
-    kernels.node_sums[(_pieces(band, tokens, chunk, empty=True), columns, trees)](
+    kernels.node_sums[(_pieces(band, tokens, chunk), columns, trees)](
         coefficients, x, leaf, order.tokens, order.starts, sums, plain, partial, partial_plain,
         tokens, width, band.groups, places,
         DEPTH=depth_of(node_count), BLOCK_H=blocks.k, **shape, **_common(x.dtype, blocks),
@@ -252,11 +253,9 @@ def _chunk(band: Band, trees: int) -> int:
     return max(CHUNK, 16 * trees * _of_band(band)["NODES"])
 
 
-def _pieces(band: Band, tokens: int, size: int, empty: bool = False) -> int:
-    """The most pieces of `size` tokens that a division into the band's groups can give; `empty` groups count too."""
-    if band.groups == 1:
-        return triton.cdiv(tokens, size)
-    return tokens // size + (band.groups if empty else min(band.groups, tokens))
+def _pieces(band: Band, tokens: int, size: int) -> int:
+    """How far pieces of `size` tokens in the band's groups can be numbered."""
+    return triton.cdiv(tokens, size) if band.groups == 1 else tokens // size + band.groups
 
 
 def _of_band(band: Band) -> dict[str, int]:

@@ -19,37 +19,48 @@ from triton.runtime.interpreter import InterpretedFunction
 
 
 @triton.jit
-def _pieces(starts, groups, GROUPS: tl.constexpr, SIZE: tl.constexpr, LEAST: tl.constexpr):
-    """Of each group (GROUPS,): its begin and end in the order, and how many pieces of SIZE tokens it is cut into."""
-    group = tl.arange(0, GROUPS)
-    real = group < groups
-    begin = tl.load(starts + group, mask=real, other=0)
-    end = tl.load(starts + group + 1, mask=real, other=0)
-    return begin, end, tl.where(real, tl.maximum((end - begin + SIZE - 1) // SIZE, LEAST), 0)
+def _piece(starts, tree, number, tokens, groups, GROUPS: tl.constexpr, SIZE: tl.constexpr, EMPTY: tl.constexpr):
+    """Piece `number` of a tree's order: its group, its first and end position, and whether there is such a piece.
 
-
-@triton.jit
-def _piece(starts, tree, number, tokens, groups, GROUPS: tl.constexpr, SIZE: tl.constexpr, LEAST: tl.constexpr):
-    """Piece `number` of a tree's order: its group, first and end position, and its place among pieces to be added up.
-
-    The grid has room for the worst division into groups; what is past the last piece has group >= groups. The place
-    is -1 where the piece is the whole group and there is nothing to add. LEAST: pieces of a group without tokens.
+    Pieces are of SIZE tokens and within a group. Group g's are numbered from starts[g] // SIZE + g on, which leaves
+    room for all of them and makes the search one comparison with every group, nothing to be added up. Numbers between
+    are no pieces, as is the rest of the grid. EMPTY: a group without tokens is one piece.
     """
     if GROUPS == 1:
         group = 0
         first = number * SIZE
-        stop = tl.minimum(first + SIZE, tokens)
-        place = tl.where(tokens > SIZE, number, -1)
+        end = tokens + 0
+        real = first < end
     else:
-        begin, end, pieces = _pieces(starts + tree * (groups + 1), groups, GROUPS, SIZE, LEAST)
-        past = tl.cumsum(pieces, 0)
-        group = tl.sum((past <= number).to(tl.int32), 0)
-        here = tl.arange(0, GROUPS) == group
-        first = tl.sum(tl.where(here, begin + (number - past + pieces) * SIZE, 0), 0)
-        stop = tl.minimum(first + SIZE, tl.sum(tl.where(here, end, 0), 0))
-        several = tl.cumsum(tl.where(pieces > 1, pieces, 0), 0)
-        place = tl.sum(tl.where(here, tl.where(pieces > 1, several - past + number, -1), 0), 0)
-    return group, first, stop, place
+        group = -1
+        for start in tl.static_range(0, GROUPS, 512):
+            other = start + tl.arange(0, 512 if GROUPS > 512 else GROUPS)
+            group += tl.sum((tl.load(starts + tree * (groups + 1) + other) // SIZE + other <= number).to(tl.int32), 0)
+        at = starts + tree * (groups + 1) + group
+        begin = tl.load(at)
+        end = tl.load(at + 1)
+        own = number - begin // SIZE - group
+        first = begin + own * SIZE
+        real = first < end
+        if EMPTY:
+            real = real | (own == 0)
+    return group, first, tl.minimum(first + SIZE, end), real
+
+
+@triton.jit
+def _partials(starts, tree, group, tokens, groups, GROUPS: tl.constexpr, CHUNK: tl.constexpr):
+    """A group's begin, how many pieces of CHUNK tokens it has, and where their partial sums lie.
+
+    From 2 * (begin // CHUNK) on: a group of q >= 1 whole chunks has at most q + 1 <= 2 q pieces.
+    """
+    if GROUPS == 1:
+        begin = 0
+        end = tokens + 0
+    else:
+        at = starts + tree * (groups + 1) + group
+        begin = tl.load(at)
+        end = tl.load(at + 1)
+    return begin, (end - begin + CHUNK - 1) // CHUNK, 2 * (begin // CHUNK)
 
 
 @triton.jit
@@ -123,8 +134,8 @@ def walk_band(
     A program has one piece of a group: all scores of its tokens and the subtree in registers, then the walk down.
     """
     tree = tl.program_id(1).to(tl.int64)
-    group, first, stop, _ = _piece(starts, tree, tl.program_id(0), tokens, groups, GROUPS, BLOCK_N, 0)
-    if group >= groups:
+    group, first, stop, some = _piece(starts, tree, tl.program_id(0), tokens, groups, GROUPS, BLOCK_N, False)
+    if not some:
         return
     position = first + tl.arange(0, BLOCK_N)
     inside = position < stop
@@ -162,8 +173,8 @@ def path_dots(
     """dots (N, T, L) = x[n] . w[path node], of all levels, the last band's order given."""
     tree = tl.program_id(1).to(tl.int64)
     trees = tl.num_programs(1)
-    group, first, stop, _ = _piece(starts, tree, tl.program_id(0), tokens, groups, GROUPS, BLOCK_N, 0)
-    if group >= groups:
+    group, first, stop, some = _piece(starts, tree, tl.program_id(0), tokens, groups, GROUPS, BLOCK_N, False)
+    if not some:
         return
     position = first + tl.arange(0, BLOCK_N)
     inside = position < stop
@@ -213,8 +224,8 @@ def weighted_rows(
 
     Several trees at once only where they have one group, and so the same order.
     """
-    group, first, stop, _ = _piece(starts, tree_first, tl.program_id(0), tokens, groups, GROUPS, BLOCK_N, 0)
-    if group >= groups:
+    group, first, stop, some = _piece(starts, tree_first, tl.program_id(0), tokens, groups, GROUPS, BLOCK_N, False)
+    if not some:
         return
     position = first + tl.arange(0, BLOCK_N)
     inside = position < stop
@@ -226,17 +237,22 @@ def weighted_rows(
     if ADD:
         total += tl.load(at, mask=within, other=0.0).to(tl.float32)
     label, level, real = _subtree(tl.arange(0, NODES), group, LEVEL, LEVELS)
-    upper, upper_level, upper_real = _above(tl.arange(0, ABOVE), group, LEVEL)
-    for tree in range(tree_first, tree_stop):
-        if LEVEL > 0:
-            total = _add_rows(
-                coefficients, w, leaf, token, inside, upper, upper_level, upper_real, h, width, tree, trees, total,
-                NODE_COUNT, DEPTH, PRECISION, WIDEN,
-            )
+    if LEVEL > 0:
+        upper, upper_level, upper_real = _above(tl.arange(0, ABOVE), group, LEVEL)
         total = _add_rows(
-            coefficients, w, leaf, token, inside, label, level, real, h, width, tree, trees, total,
+            coefficients, w, leaf, token, inside, upper, upper_level, upper_real, h, width, tree_first, trees, total,
             NODE_COUNT, DEPTH, PRECISION, WIDEN,
         )
+        total = _add_rows(
+            coefficients, w, leaf, token, inside, label, level, real, h, width, tree_first, trees, total,
+            NODE_COUNT, DEPTH, PRECISION, WIDEN,
+        )
+    else:
+        for tree in range(tree_first, tree_stop):
+            total = _add_rows(
+                coefficients, w, leaf, token, inside, label, level, real, h, width, tree, trees, total,
+                NODE_COUNT, DEPTH, PRECISION, WIDEN,
+            )
     tl.store(at, total.to(y.dtype.element_ty), mask=within)
 
 
@@ -255,9 +271,10 @@ def node_sums(
     """
     tree = tl.program_id(2).to(tl.int64)
     trees = tl.num_programs(2)
-    group, first, stop, place = _piece(starts, tree, tl.program_id(0), tokens, groups, GROUPS, CHUNK, 1)
-    if group >= groups:
+    group, first, stop, some = _piece(starts, tree, tl.program_id(0), tokens, groups, GROUPS, CHUNK, True)
+    if not some:
         return
+    begin, pieces, place = _partials(starts, tree, group, tokens, groups, GROUPS, CHUNK)
     h = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
     within = h < width
     column = tl.arange(0, NODES)
@@ -278,12 +295,12 @@ def node_sums(
             count += tl.sum(weights, 1)
     written = real[:, None] & within[None, :]
     row = tree * NODE_COUNT + label - 1
-    if place < 0:
+    if pieces < 2:
         tl.store(sums + row[:, None] * width + h[None, :], total.to(sums.dtype.element_ty), mask=written)
         if PLAIN:
             tl.store(plain + row, count.to(plain.dtype.element_ty), mask=real & (tl.program_id(1) == 0))
     else:
-        row = (tree * places + place) * NODES + column
+        row = (tree * places + place + (first - begin) // CHUNK) * NODES + column
         tl.store(partial + row[:, None] * width + h[None, :], total, mask=written)
         if PLAIN:
             tl.store(partial_plain + row, count, mask=real & (tl.program_id(1) == 0))
@@ -298,14 +315,7 @@ def add_partials(
     """What `node_sums` left in its partial sums, added from the first piece of a group to its last."""
     group = tl.program_id(0)
     tree = tl.program_id(2).to(tl.int64)
-    if GROUPS == 1:
-        pieces = (tokens + CHUNK - 1) // CHUNK
-        place = 0
-    else:
-        _, _, every = _pieces(starts + tree * (groups + 1), groups, GROUPS, CHUNK, 1)
-        others = tl.arange(0, GROUPS)
-        pieces = tl.sum(tl.where(others == group, every, 0), 0)
-        place = tl.sum(tl.where((others < group) & (every > 1), every, 0), 0)
+    _, pieces, place = _partials(starts, tree, group, tokens, groups, GROUPS, CHUNK)
     if pieces < 2:
         return
     h = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
