@@ -13,7 +13,7 @@ Hence two ways (triton_host.py chooses, triton_kernels.py has the kernels):
 - *Few tokens*: a program per token (and some of the trees) walks down with x and y in registers: one launch.
 - *Many*: the levels are cut into bands, of 6 and 6 for depth 11. A band's subtree below one node is a dense product of
   63 rows with the tokens that are there, then the walk in registers; tokens are sorted by node between bands. That is
-  128 columns for 4095 nodes, 0.5 MFLOP a token in and out, and a row is fetched once for 64 tokens. For the output, the
+  128 columns for 4095 nodes, 0.3 MFLOP a token with the output, and a row is fetched once for 64 tokens. For that, the
   tokens of a tile share all nodes above their band, so it is one product of 16 rows and one of 63.
 
 The backward is made of the same products. Weight gradients are sums over each node's tokens, one run of the order; runs
@@ -22,6 +22,7 @@ of over 1024 tokens are cut and the parts added in order. No atomics. Saved: x, 
 
 import importlib.util
 import os
+from importlib.metadata import version
 
 import torch
 from torch import Tensor
@@ -71,6 +72,8 @@ def _cannot_interpret() -> str | None:
         return "it computes on NVIDIA GPUs, and the tensors are on the CPU; move layer and input with .to('cuda')"
     if reason := _no_triton():
         return reason
+    if version("triton").startswith("3.6.") and not version("numpy").startswith(("1.", "2.0", "2.1", "2.2", "2.3")):
+        return "the interpreter of Triton 3.6 needs NumPy below 2.4; update Triton"
     from fff.kernels import triton_kernels
 
     if not triton_kernels.INTERPRETED:

@@ -235,16 +235,18 @@ def _node_sums(coefficients: Tensor, x: Tensor, leaf: Tensor, order: Order, sums
     shape = {**_of_band(band), "NODE_COUNT": node_count, "CHUNK": chunk, "PLAIN": plain is not None}
     partial = torch.empty(trees * places * shape["NODES"], width, dtype=torch.float32, device=x.device)
     partial_plain = torch.empty(partial.shape[0], dtype=torch.float32, device=x.device)
-    columns = triton.cdiv(width, blocks.k)
+    # Beside 128 nodes there are registers for half as many columns.
+    block_h = blocks.k if shape["NODES"] < 128 else blocks.k // 2
+    columns = triton.cdiv(width, block_h)
     kernels.node_sums[(_pieces(band, tokens, chunk), columns, trees)](
         coefficients, x, leaf, order.tokens, order.starts, sums, plain, partial, partial_plain,
         tokens, width, band.groups, places,
-        DEPTH=depth_of(node_count), BLOCK_H=blocks.k, **shape, **_common(x.dtype, blocks),
+        DEPTH=depth_of(node_count), BLOCK_H=block_h, **shape, **_common(x.dtype, blocks),
     )  # fmt: skip
     if places:
         kernels.add_partials[(band.groups, columns, trees)](
             order.starts, sums, plain, partial, partial_plain, tokens, width, band.groups, places,
-            BLOCK_H=blocks.k, **shape,
+            BLOCK_H=block_h, **shape,
         )  # fmt: skip
 
 

@@ -280,7 +280,7 @@ def node_sums(
     column = tl.arange(0, NODES)
     label, level, real = _subtree(column, group, LEVEL, LEVELS)
     total = tl.zeros((NODES, BLOCK_H), tl.float32)
-    count = tl.zeros((NODES,), tl.float32)
+    seen = tl.zeros((NODES, BLOCK_N), tl.float32)
     for start in range(first, stop, BLOCK_N):
         position = start + tl.arange(0, BLOCK_N)
         inside = position < stop
@@ -292,7 +292,8 @@ def node_sums(
         part = tl.load(x + token[:, None] * width + h[None, :], mask=inside[:, None] & within[None, :], other=0.0)
         total = _product(weights.to(x.dtype.element_ty), part, total, PRECISION, WIDEN)
         if PLAIN:
-            count += tl.sum(weights, 1)
+            seen += weights  # added up after the loop: Triton 3.6 does not compile a sum here
+    count = tl.sum(seen, 1)
     written = real[:, None] & within[None, :]
     row = tree * NODE_COUNT + label - 1
     if pieces < 2:
