@@ -61,6 +61,8 @@ def layers(base: PathFFF, setting: Setting, xs: list[Tensor]) -> tuple[dict[str,
     for name, provider in PROVIDERS.items():
         if name == "reference" or provider.available(xs[0].device, setting.dtype):
             continue
+        if name == "triton" and xs[0].device.type == "cpu":
+            continue  # Triton's interpreter
         if setting.providers and name not in setting.providers:
             continue
         if name == "masked" and setting.tokens > MASKED_MOST_TOKENS.get(xs[0].device.type, setting.tokens):

@@ -27,6 +27,18 @@ def straight_through_gates(nodes: Tensor, scores: Tensor, temperature: Tensor) -
     return functional.pad((1 + (p - p.detach())).cumprod(-1), (1, 0), value=1.0)
 
 
+def straight_through_gradient(nodes: Tensor, scores: Tensor, contributions: Tensor, temperature: Tensor) -> Tensor:
+    """Straight-through gradients (N, T, L - 1) of the decisions' scores, see `straight_through_gates`.
+
+    contributions (N, T, L): what each path node adds to the loss's derivative. A decision's gate multiplies the nodes
+    below it.
+    """
+    below = contributions[..., 1:].flip(-1).cumsum(-1).flip(-1)
+    p = taken_probability(nodes, scores, temperature)
+    slope = p * (1 - p) / temperature
+    return torch.where(went_right(nodes), slope, -slope) * below
+
+
 def right_probability(scores: Tensor, temperature: Tensor, flips: Tensor | None = None) -> Tensor:
     """sigmoid(score / temperature), or 1 minus it where the region leak flips the children (2308.14711, section 3)."""
     p = torch.sigmoid(scores / temperature)

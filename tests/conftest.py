@@ -7,4 +7,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
 
+if not torch.cuda.is_available():
+    # test_fff_triton.py: the kernels run in Triton's interpreter, which must be known before Triton is imported.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 torch.set_num_threads(1)

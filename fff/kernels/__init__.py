@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fff.kernels import cpu
+from fff.kernels import cpu, triton
 from fff.kernels.gather import gather
 from fff.kernels.masked import masked
 from fff.reference import PathResult, path_fff
@@ -26,7 +26,11 @@ Output = Callable[[Tensor, Tensor, Tensor | None, Tensor, str, Tensor | None, Te
 EXECUTIONS = ("auto", "masked", "conditional")
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 # M / L from which a conditional provider is faster than masked.
-PAYS_FROM = {("cpu", "cpu"): 2.3, ("gather", "cpu"): 5.0}  # depth 2, depth 4
+PAYS_FROM = {
+    ("cpu", "cpu"): 2.3,  # depth 2
+    ("gather", "cpu"): 5.0,  # depth 4
+    ("triton", "cuda"): 50.0,  # depth 9; not measured
+}
 PAYS_FROM_OTHER = 20.0  # not measured: a GPU's products are faster still against its gathers
 
 log = logging.getLogger("fff")
@@ -41,7 +45,7 @@ class Provider:
     """Who computes the layer.
 
     `available(device, dtype)` is None, or the reason why this machine cannot. `output` gives y alone, where that is
-    faster than the whole result; `infer` is the same for operands on the CPU as they are, without autocast and gradients.
+    faster than the whole result; `infer` is the same for operands on the CPU, without autocast and gradients.
     """
 
     name: str
@@ -59,9 +63,10 @@ PROVIDERS = {
         Provider("masked", "masked", masked),
         Provider("gather", "conditional", gather),
         Provider("cpu", "conditional", cpu.cpu, cpu.available, cpu.output, cpu.infer),
+        Provider("triton", "conditional", triton.triton, triton.available, triton.output),
     )
 }
-CONDITIONAL_BY_SPEED = ("cpu", "gather")
+CONDITIONAL_BY_SPEED = ("cpu", "triton", "gather")
 _told: set[object] = set()
 
 
@@ -103,6 +108,8 @@ def _fastest(execution: str, device: torch.device, dtype: torch.dtype, depth: in
     It asks whether one pays before whether it can, which may compile it. Says once why provider `cpu` cannot.
     """
     for name in CONDITIONAL_BY_SPEED:
+        if name == "triton" and (device.type != "cuda" or depth > triton.DEEPEST):
+            continue  # on the CPU it is Triton's interpreter
         pays = nodes_in_tree(depth) >= PAYS_FROM.get((name, device.type), PAYS_FROM_OTHER) * path_length(depth)
         if execution == "auto" and not pays:
             continue

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fff.activations import activation_named
-from fff.decisions import taken_probability, went_right
+from fff.decisions import straight_through_gradient
 from fff.kernels.autograd import register_backward
 from fff.reference import PathResult
 from fff.topology import child, depth_of, first_node, path_length, walk
@@ -102,7 +102,7 @@ def _backward(
         active, dots = act.forward(scores), _dots(grad, w_out, rows)
         grad_scores = act.backward(dots, scores)
         if temperature is not None:
-            grad_scores[..., :-1] += _decision_gradient(rows % w_in.shape[1], scores, active * dots, temperature)
+            grad_scores[..., :-1] += straight_through_gradient(rows % w_in.shape[1], scores, active * dots, temperature)
         if grad_of_scores is not None:
             grad_scores += grad_of_scores
         grad_x = _weighted_rows(rows.flatten(1), grad_scores.to(x.dtype).flatten(1), w_in.flatten(0, 1))
@@ -130,18 +130,6 @@ def _(
 
 
 register_backward("fff::gather_forward", _backward)
-
-
-def _decision_gradient(nodes: Tensor, scores: Tensor, contributions: Tensor, temperature: Tensor) -> Tensor:
-    """Straight-through gradients (N, T, L - 1) of the decisions' scores, see `fff.decisions.straight_through_gates`.
-
-    contributions (N, T, L): what each path node adds to the loss's derivative. A decision's gate multiplies the nodes
-    below it.
-    """
-    below = contributions[..., 1:].flip(-1).cumsum(-1).flip(-1)
-    p = taken_probability(nodes, scores, temperature)
-    slope = p * (1 - p) / temperature
-    return torch.where(went_right(nodes), slope, -slope) * below
 
 
 def _score_dtype(x: Tensor) -> torch.dtype:
