@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fff.activations import activation_named
 from fff.hardening import Decisions, Hardenable
-from fff.kernels import PROVIDERS, Provider, check, choose
+from fff.kernels import PROVIDERS, SHORTCUTS, Provider, check, choose
 from fff.kernels.gather import visit
 from fff.kernels.masked import soft
 from fff.operands import computing_dtype
@@ -80,12 +80,10 @@ class PathFFF(Hardenable):
             ValueError: x has another last dimension, dtype or device than the weights.
         """
         # The short way: at one token, all questions that the long one asks take as long as the layer.
-        name = self._chosen.get((self.execution, self.provider, x.device, x.dtype))
-        if name is not None and not self.training and self.evaluation_form == "hard":
-            infer, (w_in, b_in, w_out) = PROVIDERS[name].infer, self._weights()
-            plain = not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
-            if infer is not None and plain and w_in.is_cpu:
-                return infer(x, w_in, b_in, w_out, self.activation)
+        if not torch.compiler.is_compiling() and not self.training and self.evaluation_form == "hard":
+            infer = SHORTCUTS.get((self.execution, self.provider, self.activation, self.depth))
+            if infer is not None and (y := infer(x, *self._weights())) is not None:
+                return y
         if self.active_form == "soft":
             return self._soft(x)[0]
         provider, arguments = self._call(x)
@@ -123,6 +121,8 @@ class PathFFF(Hardenable):
         if name is None:
             name = choose(*key, self.trees, self.depth).name
             self._chosen[key] = name
+            if shortcut := PROVIDERS[name].shortcut:
+                SHORTCUTS[self.execution, self.provider, self.activation, self.depth] = shortcut(self.activation)
         return PROVIDERS[name]
 
     def _soft(self, x: Tensor) -> tuple[Tensor, Decisions]:

@@ -34,7 +34,8 @@ def interleaved(
 ) -> dict[str, list[Sample]]:
     """Samples of each case, called with a running number: A A A B B C A A A B B C ... until the time is used.
 
-    `least` turns are taken however long they last, after one that warms up and finds out how many calls a turn has.
+    `least` turns are taken however long they last, after one that finds out how many calls a turn has and, of quick
+    cases, one more: the first call with an input also looks for memory for its results.
     """
     calls = dict.fromkeys(cases, 0)
     for name, case in cases.items():
@@ -43,6 +44,8 @@ def interleaved(
             seconds = min(seconds, _seconds(case, range(1, 2), device))
         least_repeats = LEAST_REPEATS if seconds < REPEATED_BELOW else 0
         calls[name] = max(least_repeats, min(MOST_CALLS, round(BLOCK_SECONDS / seconds)) - 1)
+    for name, case in cases.items():
+        _seconds(case, range(calls[name]), device)
     samples: dict[str, list[Sample]] = {name: [] for name in cases}
     turn, deadline = 0, time.perf_counter() + seconds_per_case * len(cases)
     while turn < least or (time.perf_counter() < deadline and turn < MOST_TURNS):

@@ -5,9 +5,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fff import LeafFFF, PathFFF
 from fff.kernels import build, choose, cpu
@@ -201,6 +204,108 @@ def test_any_leading_shape_and_strides_in_inference() -> None:
         assert torch.equal(layer(x.transpose(0, 1)), layer(x).transpose(0, 1))
         assert layer(x[0, 0, 0]).shape == (16,)
         assert layer(torch.empty(0, 4, 24)).shape == (0, 4, 16)
+
+
+class Seen(TorchDispatchMode):
+    """The operators that are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_shortcut_has_the_operators_bits(dtype: torch.dtype, bias: bool) -> None:
+    x, w_in, b_in, w_out = operands(5, 2, 4, 48, 40, dtype)
+    given = (x, w_in, b_in if bias else None, w_out)
+    for number, activation in enumerate(cpu.ACTIVATION_IDS):
+        with torch.no_grad():
+            y = cpu.shortcut(activation)(*given)
+        assert y is not None
+        assert torch.equal(y, torch.ops.fff.cpu_infer.default(*given, number))
+
+
+def test_the_shortcut_leaves_to_the_operator_what_is_not_plain() -> None:
+    layer = PathFFF(48, 48, 4, provider="cpu").eval()
+    infer, weights = cpu.shortcut("gelu"), (layer.w_in, layer.b_in, layer.w_out)
+    x = torch.randn(3, 48)
+    assert infer(x, *weights) is None, "gradients are wanted"
+    with torch.no_grad():
+        assert infer(x, *weights) is not None
+        assert infer(x.double(), *weights) is None
+        assert infer(x.bfloat16(), *weights) is None
+        assert infer(x.to("meta"), *weights) is None
+        assert infer(FakeTensorMode().from_tensor(x), *weights) is None
+        assert infer(x.as_subclass(type("Sub", (torch.Tensor,), {})), *weights) is None
+        assert infer([1.0], *weights) is None  # type: ignore[arg-type]
+        with torch.autocast("cpu"):
+            assert infer(x, *weights) is None
+        with torch.device("meta"):
+            assert infer(x, *weights) is None
+    with torch.no_grad(), Seen() as seen:
+        layer(x)
+    assert "fff.cpu_infer.default" in seen.names
+    with torch.no_grad(), torch.profiler.profile() as profile:
+        layer(x)
+    assert "fff::cpu_infer" in {event.name for event in profile.events()}
+
+
+def test_a_layer_follows_what_is_set_on_it_after_its_first_call() -> None:
+    layer = PathFFF(48, 48, 4, provider="cpu").eval()
+    x = torch.randn(3, 48)
+    with torch.no_grad():
+        hard = layer(x)
+        layer.activation = "relu"
+        relu = layer(x)
+        layer.provider = "masked"
+        assert torch.allclose(layer(x), relu, atol=1e-6)
+        assert not torch.allclose(hard, relu, atol=1e-3)
+        layer.evaluation_form = "soft"
+        assert not torch.allclose(layer(x), relu, atol=1e-3)
+        with pytest.raises(ValueError, match="d_in=48"):
+            PathFFF(48, 48, 4, provider="cpu").eval()(torch.randn(3, 47))
+
+
+def test_memory_of_large_results_is_used_again_when_they_are_gone() -> None:
+    layer = PathFFF(64, 2**16, 0, provider="cpu").eval()
+    x = torch.randn(32, 64)
+    with torch.no_grad():
+        first, second = layer(x), layer(x)
+        assert first.data_ptr() != second.data_ptr(), "both are in use"
+        expected, place = first.clone(), first.data_ptr()
+        second.zero_()
+        assert torch.equal(first, expected)
+        del first
+        third = layer(x)
+        assert third.data_ptr() == place
+        assert torch.equal(third, expected)
+        third.resize_(2**22)  # as any tensor's memory
+
+
+def test_memory_that_is_not_to_be_kept_is_given_back() -> None:
+    code = """
+import torch
+from fff import PathFFF
+layer, x = PathFFF(64, 2**16, 0, provider="cpu").eval(), torch.randn(1024, 64)
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096 >> 20
+with torch.no_grad():
+    layer(x[:1])
+    before = resident()
+    layer(x)
+print(resident() - before)
+"""
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("there is no /proc/self/statm")
+    kept = int(in_a_new_process(code, FFF_KEEP_MB="300").split()[-1])
+    given_back = int(in_a_new_process(code, FFF_KEEP_MB="200").split()[-1])
+    assert kept >= 256, f"{kept} MB"
+    assert given_back < 64, f"{given_back} MB"
 
 
 def test_what_does_not_fit_is_named() -> None:

@@ -22,6 +22,7 @@ from fff.topology import nodes_in_tree, path_length
 # (x (N, H), w_in, b_in, w_out, activation, flips or None, temperature or None), as `fff.reference.path_fff`.
 Function = Callable[[Tensor, Tensor, Tensor | None, Tensor, str, Tensor | None, Tensor | None], PathResult]
 Output = Callable[[Tensor, Tensor, Tensor | None, Tensor, str, Tensor | None, Tensor | None], Tensor]
+Shortcut = Callable[[Tensor, Tensor, Tensor | None, Tensor], Tensor | None]
 
 EXECUTIONS = ("auto", "masked", "conditional")
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -45,7 +46,9 @@ class Provider:
     """Who computes the layer.
 
     `available(device, dtype)` is None, or the reason why this machine cannot. `output` gives y alone, where that is
-    faster than the whole result; `infer` is the same for operands on the CPU, without autocast and gradients.
+    faster than the whole result. `shortcut(activation)` is a function (x (..., H), w_in, b_in, w_out) -> y (..., K), or
+    None for a call that it does not take. It must see by itself what it cannot do: a mode of torch's, autocast,
+    gradients, another device or dtype.
     """
 
     name: str
@@ -53,7 +56,7 @@ class Provider:
     function: Function
     available: Callable[[torch.device, torch.dtype], str | None] = _anywhere
     output: Output | None = None
-    infer: Callable[[Tensor, Tensor, Tensor | None, Tensor, str], Tensor] | None = None
+    shortcut: Callable[[str], Shortcut] | None = None
 
 
 PROVIDERS = {
@@ -62,10 +65,12 @@ PROVIDERS = {
         Provider("reference", "conditional", path_fff),
         Provider("masked", "masked", masked),
         Provider("gather", "conditional", gather),
-        Provider("cpu", "conditional", cpu.cpu, cpu.available, cpu.output, cpu.infer),
+        Provider("cpu", "conditional", cpu.cpu, cpu.available, cpu.output, cpu.shortcut),
         Provider("triton", "conditional", triton.triton, triton.available, triton.output),
     )
 }
+# By execution, provider, activation and depth: who may answer a call of inference before it is looked at any further.
+SHORTCUTS: dict[tuple[str, str, str, int], Shortcut] = {}
 CONDITIONAL_BY_SPEED = ("cpu", "triton", "gather")
 _told: set[object] = set()
 

@@ -6,6 +6,7 @@ does not fit its checksum (a full disk, an edited file) is built again.
 """
 
 import contextlib
+import ctypes
 import functools
 import hashlib
 import os
@@ -57,7 +58,7 @@ def flags() -> list[str]:
 def key() -> str:
     """What a compiled library depends on, as a hash."""
     version = subprocess.run([compiler(), "--version"], capture_output=True, text=True, check=False).stdout
-    parts = [version, *flags(), torch.__version__, _processor()]
+    parts = [version, *flags(), torch.__version__, sys.implementation.cache_tag, _processor()]
     parts += [path.name + path.read_text() for path in sorted(SOURCES.iterdir())]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
@@ -71,7 +72,7 @@ def _processor() -> str:
 
 
 @functools.cache
-def load() -> None:
+def load() -> ctypes.PyDLL:
     """Load the library, so that torch.ops.fff has its operators; builds it if the cache has none that is whole.
 
     Raises:
@@ -83,8 +84,9 @@ def load() -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             with _locked(target.with_suffix(".lock")):
                 if not _whole(target):  # another process may have built it meanwhile
-                    return _build(target)
+                    _build(target)
         torch.ops.load_library(str(target))
+        return ctypes.PyDLL(str(target))
     except OSError as error:
         raise BuildError(f"{target}: {error}; set FFF_CACHE to another folder if it cannot be written") from error
 
@@ -122,7 +124,7 @@ def _build(target: Path) -> None:
         try:
             cpp_extension.load(
                 name="fff_cpu",
-                sources=[str(SOURCES / "ops.cpp")],
+                sources=[str(path) for path in sorted(SOURCES.glob("*.cpp"))],
                 extra_cflags=flags(),
                 extra_ldflags=flags(),
                 extra_include_paths=[str(SOURCES)],

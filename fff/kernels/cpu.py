@@ -4,7 +4,9 @@ Inference calls an operator that has no autograd and gives outputs alone: at one
 as the work. Training saves x, the leaves and the scores. See docs/kernels.md.
 """
 
+import ctypes
 import functools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -42,13 +44,18 @@ def _ready() -> str | None:
     return None
 
 
-def infer(x: Tensor, w_in: Tensor, b_in: Tensor | None, w_out: Tensor, activation: str) -> Tensor:
-    """x (..., H) -> y (..., K), without gradients.
+@functools.cache
+def shortcut(activation: str) -> Callable[[Tensor, Tensor, Tensor | None, Tensor], Tensor | None]:
+    """Inference past torch's dispatcher, see `fff.kernels.Provider` and cpp/python.cpp."""
+    library = load()
+    if not hasattr(library, "fff_infer"):  # built where Python's headers are missing
+        return _ask_operator
+    library.fff_infer.argtypes, library.fff_infer.restype = [ctypes.c_long], ctypes.py_object
+    return library.fff_infer(ACTIVATION_IDS[activation])
 
-    Raises:
-        ValueError: tensors of another dtype, device or size than x.
-    """
-    return torch.ops.fff.cpu_infer.default(x, w_in, b_in, w_out, ACTIVATION_IDS[activation])
+
+def _ask_operator(x: Tensor, w_in: Tensor, b_in: Tensor | None, w_out: Tensor) -> None:
+    return None
 
 
 def output(
@@ -61,9 +68,9 @@ def output(
     temperature: Tensor | None = None,
 ) -> Tensor:
     """y (N, K) alone; arguments as `cpu`."""
-    if flips is None and not torch.is_grad_enabled():
-        return infer(x, w_in, b_in, w_out, activation)
     number = ACTIVATION_IDS[activation]
+    if flips is None and not torch.is_grad_enabled():
+        return torch.ops.fff.cpu_infer.default(x, w_in, b_in, w_out, number)
     return torch.ops.fff.cpu_forward.default(x, w_in, b_in, w_out, number, flips, temperature)[0]
 
 

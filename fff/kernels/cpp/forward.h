@@ -63,21 +63,18 @@ void sum_paths(const Layer<E>& layer, const E* w, int64_t row_width, const float
     const Sorted sorted = space.sorted(tree, tokens);
     for_leaves(sorted, tokens, [&](int64_t begin, int64_t end, int64_t leaf) {
       for (int64_t l = 0; l < length; ++l) rows[l] = w_tree + ancestor(leaf, depth, l) * row_width;
-      // The next leaf's own row, and the one above it.
-      const int64_t next = end < tokens ? sorted.leaf[end] : leaf;
-      const Ahead<E> ahead{w_tree + next * row_width, w_tree + ancestor(next, depth, std::max<int64_t>(depth - 1, 0)) * row_width};
       in_blocks<kSumTokens>(begin, end, [&]<int T>(int64_t at) {
         const float* c[T];
         for (int t = 0; t < T; ++t) c[t] = coefficients + sorted.order[at + t] * layer.stride() + tree * length;
         if (sums) {
           float* targets[T];
           for (int t = 0; t < T; ++t) targets[t] = sums + sorted.order[at + t] * to_width;
-          add_rows<T>(rows, length, c, targets, row_width, tree > 0, ahead);
+          add_rows<T>(rows, length, c, targets, row_width, tree > 0);
         } else {
           E* targets[T];
           for (int t = 0; t < T; ++t) targets[t] = to + sorted.order[at + t] * row_width;
-          if (streaming) add_rows<T, true>(rows, length, c, targets, row_width, false, ahead);
-          else add_rows<T>(rows, length, c, targets, row_width, false, ahead);
+          if (streaming) add_rows<T, true>(rows, length, c, targets, row_width, false);
+          else add_rows<T>(rows, length, c, targets, row_width, false);
         }
       });
     });

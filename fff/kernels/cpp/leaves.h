@@ -51,7 +51,7 @@ void leaf_network(const LeafLayer<E>& layer, const E* x, int64_t leaf, const Sor
       coefficients[t] = hidden + (at + t) * stride;
       to[t] = y + sorted.order[at + t] * layer.out_width;
     }
-    add_rows<T>(rows_out, neurons + 1, coefficients, to, layer.out_width, false, Ahead<E>{rows_out[0], rows_out[0]});
+    add_rows<T>(rows_out, neurons + 1, coefficients, to, layer.out_width, false);
   });
 }
 

@@ -1,15 +1,13 @@
 // The operators: check what comes in, give out memory, share blocks of tokens among threads. No arithmetic.
+#include <ATen/Context.h>
+#include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
+#include <ATen/native/TensorFactories.h>
 #include <torch/library.h>
 
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
-
-#include <cmath>
-
 #include "leaves.h"
+#include "memory.h"
+#include "ops.h"
 
 namespace fff {
 namespace {
@@ -109,22 +107,24 @@ auto for_dtype(at::ScalarType dtype, const F& f) {
   return dtype == at::kFloat ? f.template operator()<float>() : f.template operator()<BFloat16>();
 }
 
-// A large tensor in huge pages: the first touch of a small page costs more than what the layer computes for a row.
-Tensor fresh(at::IntArrayRef sizes, const at::TensorOptions& options) {
-  Tensor t = at::empty(sizes, options);
-#ifdef __linux__
-  constexpr uintptr_t page = 1 << 21;
-  const auto begin = reinterpret_cast<uintptr_t>(t.mutable_data_ptr()), first = (begin + page - 1) / page * page;
-  const auto end = (begin + t.nbytes()) / page * page;
-  if (end > first) madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
-#endif
+// An empty tensor, a large one in memory that is kept between calls. Where torch is asked to fill what is not yet written, to
+// show reads of it, it is filled.
+Tensor fresh(at::IntArrayRef sizes, at::ScalarType dtype) {
+  const int64_t bytes = c10::multiply_integers(sizes) * static_cast<int64_t>(c10::elementSize(dtype));
+  const c10::DispatchKeySet cpu(c10::DispatchKey::CPU);
+  Tensor t = bytes < Memory::kLarge
+                 ? at::detail::empty_cpu(sizes, dtype, /*pin_memory=*/false, std::nullopt)
+                 : at::detail::empty_generic(sizes, &Memory::instance(), cpu, dtype, std::nullopt);
+  const auto& context = at::globalContext();
+  if (context.deterministicAlgorithms() && context.deterministicFillUninitializedMemory())
+    at::native::fill_empty_deterministic_(t);
   return t;
 }
 
 Tensor output_like(const Tensor& x, int64_t width) {
   auto sizes = x.sizes().vec();
   sizes.back() = width;
-  return fresh(sizes, x.options());
+  return fresh(sizes, x.scalar_type());
 }
 
 int64_t rows_of(const Tensor& x) { return x.size(-1) ? x.numel() / x.size(-1) : 0; }
@@ -141,15 +141,21 @@ void compute(const Held<E>& held, const Tensor& x, const bool* flips, Tensor& y,
   });
 }
 
-// x (..., H) -> y (..., K)
+}  // namespace
+
 Tensor infer(const Tensor& x, const Tensor& w_in, const optional<Tensor>& b_in, const Tensor& w_out, int64_t activation) {
   check(x, w_in, b_in, w_out);
   Tensor y = output_like(x, w_out.size(2));
   if (y.numel())
     for_dtype(x.scalar_type(),
-              [&]<class E>() { compute<E>(Held<E>(w_in, b_in, w_out, activation), x.contiguous(), nullptr, y, nullptr, nullptr); });
+              [&]<class E>() {
+                const Held<E> held(w_in, b_in, w_out, activation);
+                compute<E>(held, x.contiguous(), nullptr, y, nullptr, nullptr);
+              });
   return y;
 }
+
+namespace {
 
 // LeafFFF, depth at least 1: x (..., H) -> y (..., K)
 Tensor leaf_infer(const Tensor& x, const Tensor& w_node, const Tensor& b_node, const Tensor& w_in, const Tensor& b_in,
@@ -192,9 +198,9 @@ std::tuple<Tensor, Tensor, Tensor> forward_op(const Tensor& x, const Tensor& w_i
   if (flips)
     TORCH_CHECK_VALUE(flips->scalar_type() == at::kBool && flips->numel() == tokens * trees * depth,
                       "flips must be bool (tokens, trees, depth)");
-  Tensor y = fresh({tokens, w_out.size(2)}, x.options());
-  Tensor leaf = at::empty({tokens, trees}, x.options().dtype(at::kInt));
-  Tensor scores = at::empty({tokens, trees, depth + 1}, x.options().dtype(at::kFloat));
+  Tensor y = fresh({tokens, w_out.size(2)}, x.scalar_type());
+  Tensor leaf = fresh({tokens, trees}, at::kInt);
+  Tensor scores = fresh({tokens, trees, depth + 1}, at::kFloat);
   const Tensor turned = flips ? flips->contiguous() : Tensor();
   for_dtype(x.scalar_type(), [&]<class E>() {
     compute<E>(Held<E>(w_in, b_in, w_out, activation), x.contiguous(), flips ? turned.const_data_ptr<bool>() : nullptr, y,
@@ -232,13 +238,12 @@ void weight_gradients(const Gradients<E>& g, int64_t tokens, const float* grad_s
   constexpr bool beside = sizeof(E) < sizeof(float);
   const int64_t in_width = beside ? padded(layer.width) : layer.width;
   const int64_t out_width = beside ? padded(layer.out_width) : layer.out_width;
-  const auto floats = grad_in.options().dtype(at::kFloat);
-  Tensor in = beside ? at::empty({trees, nodes, in_width}, floats) : grad_in;
-  Tensor out = beside ? at::empty({trees, nodes, out_width}, floats) : grad_out;
-  Tensor bias = beside ? at::empty({trees, nodes}, floats) : grad_bias;
+    Tensor in = beside ? fresh({trees, nodes, in_width}, at::kFloat) : grad_in;
+  Tensor out = beside ? fresh({trees, nodes, out_width}, at::kFloat) : grad_out;
+  Tensor bias = beside ? fresh({trees, nodes}, at::kFloat) : grad_bias;
   const int64_t chunk = chunk_of(tokens, trees), chunks = (tokens + chunk - 1) / chunk;
   const int64_t parts = chunks > 1 ? chunks * 2 * layer.length() * (in_width + out_width + 1) : 0;
-  Tensor cut = at::empty({trees * parts}, floats);
+  Tensor cut = fresh({trees * parts}, at::kFloat);
   std::vector<int32_t> order(trees * tokens), leaf(trees * tokens);
   const std::unique_ptr<bool[]> visited(new bool[trees * nodes]());
   const auto sums_of = [&](int64_t tree) {
@@ -290,9 +295,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward_op(const Tensor& grad, const
   TORCH_CHECK_VALUE(grad.sizes() == at::IntArrayRef({tokens, w_out.size(2)}) && leaf.numel() == tokens * trees &&
                         scores.numel() == tokens * trees * (depth_of(w_in) + 1),
                     "grad, leaf and scores do not fit x and the weights");
-  const auto like = [&](const Tensor& t) { return fresh(t.sizes(), t.options()); };
+  const auto like = [&](const Tensor& t) { return fresh(t.sizes(), t.scalar_type()); };
   Tensor grad_x = like(x), grad_in = like(w_in), grad_out = like(w_out);
-  Tensor grad_bias = at::empty({trees, nodes}, w_in.options());
+  Tensor grad_bias = fresh({trees, nodes}, w_in.scalar_type());
   Tensor grad_scores = like(scores);
   const Tensor from = x.contiguous(), gradient = grad.contiguous(), leaves = leaf.contiguous(), s = scores.contiguous();
   const Tensor direct = grad_of_scores ? grad_of_scores->to(at::kFloat).contiguous() : Tensor();

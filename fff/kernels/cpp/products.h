@@ -92,6 +92,25 @@ inline void dots(const E* const* tokens, const E* const* rows, int64_t width, fl
     for (int n = 0; n < N; ++n) out[t][n] = sum(sums[t][n]);
 }
 
+// out[t] = tokens[t] . rows[t], in float32 and with the bits that `dots` gives.
+template <int T, class E>
+inline void pair_dots(const E* const* tokens, const E* const* rows, int64_t width, float* out, const Ahead<E>& ahead) {
+  Floats sums[T][1][1] = {};
+  const auto step = [&](int t, const E* token, const E* row) {
+    const E *const x[1] = {token}, *const w[1] = {row};
+    dots_step<1, 1>(x, w, sums[t]);
+  };
+  const int64_t rest = width % kStep, whole = width - rest;
+  for (int64_t i = 0; i < whole; i += kStep) {
+    ahead.step(i);
+    for (int t = 0; t < T; ++t) step(t, tokens[t] + i, rows[t] + i);
+  }
+  if (rest)
+    for (int t = 0; t < T; ++t)
+      step(t, static_cast<const E*>(End<E>(tokens[t] + whole, rest)), static_cast<const E*>(End<E>(rows[t] + whole, rest)));
+  for (int t = 0; t < T; ++t) out[t] = sum(sums[t][0][0]);
+}
+
 // C steps of a row as vectors.
 template <int C, class E>
 inline void load_steps(const E* from, Floats (&to)[2 * C]) {
@@ -113,7 +132,7 @@ inline int64_t over_steps(int64_t width, const F& f) {
 // (vectors.h) and as wide as the next multiple of the step. `streaming`: past the caches, rows of `to` aligned to a vector.
 template <int T, bool streaming = false, class E, class O>
 inline void add_rows(const E* const* rows, int64_t count, const float* const* coefficients, O* const* to, int64_t width,
-                     bool add, const Ahead<E>& ahead) {
+                     bool add) {
   const auto tile = [&]<int C>(const auto& row_at, const auto& to_at) {
     Floats sums[T][2 * C] = {};
     if (add)
@@ -134,7 +153,6 @@ inline void add_rows(const E* const* rows, int64_t count, const float* const* co
       }
   };
   const int64_t column = over_steps(width, [&]<int C>(int64_t at) {
-    for (int c = 0; c < C; ++c) ahead.step(at + c * kStep);
     tile.template operator()<C>([&](int64_t l) { return rows[l] + at; }, [&](int t) { return to[t] + at; });
   });
   if (const int64_t rest = width - column) {
@@ -175,7 +193,8 @@ inline void add_tokens(const E* const* tokens, int64_t count, const float (*coef
     float ends[R][kStep] = {};
     for (int r = 0; r < R; ++r)
       if (!fresh[r]) std::memcpy(ends[r], rows[r] + column, (padded ? kStep : rest) * sizeof(float));
-    tile.template operator()<1>([&](int64_t n) { return End<E>(tokens[n] + column, rest); }, [&](int r) { return &ends[r][0]; });
+    tile.template operator()<1>([&](int64_t n) { return End<E>(tokens[n] + column, rest); },
+                                [&](int r) { return &ends[r][0]; });
     for (int r = 0; r < R; ++r) std::memcpy(rows[r] + column, ends[r], (padded ? kStep : rest) * sizeof(float));
   }
 }

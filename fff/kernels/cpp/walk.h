@@ -4,7 +4,7 @@
 // for one pass over the tokens, and divided into the four grandchildren's lists. A list of more tokens than a core's cache
 // holds goes down kFarLevels a stretch of kNear at a time, so that a token is fetched from memory once for those levels, and
 // the stretches are gathered into one list per node below. Tokens end in the order of their leaves, and a
-// subtree's rows stay in cache while its lists are walked.
+// subtree's rows stay in cache while its lists are walked. Lists of one token go down level by level, several together.
 #pragma once
 
 #include <algorithm>
@@ -16,6 +16,7 @@ namespace fff {
 
 constexpr int64_t kNear = 128;  // tokens that a core's cache holds beside the rows of a subtree
 constexpr int kFarLevels = 6;
+constexpr int kTogether = 8;  // lists of one token that are walked at the same time
 
 // The node at a level on the path to a leaf, in heap order.
 inline int64_t ancestor(int64_t leaf, int64_t depth, int64_t level) { return ((leaf + 1) >> (depth - level)) - 1; }
@@ -38,7 +39,7 @@ struct WalkSpace {
     int32_t node, level;
     int64_t begin, end;
   };
-  std::vector<List> far, near;
+  std::vector<List> far, near, single;
   std::vector<int32_t> wanted;  // nodes of lists that wait, in the order in which they will be walked
   std::vector<int32_t> spare;
   std::vector<uint8_t> branch;
@@ -51,6 +52,14 @@ inline void for_leaves(const Sorted& sorted, int64_t tokens, const F& f) {
     for (end = begin + 1; end < tokens && sorted.leaf[end] == sorted.leaf[begin];) ++end;
     f(begin, end, sorted.leaf[begin]);
   }
+}
+
+// f.operator()<count>(), 1 <= count <= most.
+template <int most, class F>
+inline void for_count(int count, const F& f) {
+  if constexpr (most > 1)
+    if (count < most) return for_count<most - 1>(count, f);
+  f.template operator()<most>();
 }
 
 // f.operator()<T>(at) for [begin, end) in blocks of `most`, then what is left as one smaller block.
@@ -78,6 +87,7 @@ struct Walk {
   WalkSpace& space;
   size_t next_wanted = 0;
   int64_t next_token = 0, last_token = 0;
+  bool several = false;  // more than one token in the block
 
   using List = WalkSpace::List;
 
@@ -87,6 +97,7 @@ struct Walk {
     at_least(space.branch, tokens);
     auto& far = space.far;
     if (tokens) far.push_back({0, 0, 0, tokens});
+    several = tokens > 1;
     while (!far.empty()) {
       const List list = far.back();
       far.pop_back();
@@ -121,14 +132,53 @@ struct Walk {
     while (!near.empty()) {
       const List list = near.back();
       near.pop_back();
-      if (list.level == depth) {
-        last_level(list);
-      } else if (list.level == stop) {
+      if (list.level == stop && stop < depth) {
         std::fill(sorted.leaf + list.begin, sorted.leaf + list.end, list.node);
+      } else if (several && list.end - list.begin == 1) {
+        space.single.push_back(list);
+      } else if (list.level == depth) {
+        last_level(list);
       } else {
         two_levels(list);
       }
     }
+    walk_single(stop);
+  }
+
+  // Lists of one token, some of them at the same time: each fetches only the rows of its path, while the others' rows are on
+  // their way. (A token that is alone in its block goes two levels at a time: it would wait for each dot.)
+  void walk_single(int64_t stop) {
+    auto& waiting = space.single;
+    List lists[kTogether];
+    for (int count = 0; count || !waiting.empty();) {
+      for (; count < kTogether && !waiting.empty(); waiting.pop_back()) lists[count++] = waiting.back();
+      float dot[kTogether] = {};
+      for_count<kTogether>(count, [&]<int T>() { dots_of<T>(lists, dot); });
+      for (int i = count; i-- > 0;)
+        if (step_down(lists[i], dot[i], stop)) lists[i] = lists[--count];
+    }
+  }
+
+  template <int T>
+  void dots_of(const List* lists, float* dot) {
+    const E *tokens[T], *rows[T];
+    for (int t = 0; t < T; ++t) {
+      tokens[t] = x + static_cast<int64_t>(sorted.order[lists[t].begin]) * width;
+      rows[t] = row(lists[t].node);
+    }
+    pair_dots<T>(tokens, rows, width, dot, ahead());
+  }
+
+  // One level for a list of one token; true if it has arrived.
+  bool step_down(List& list, float dot, int64_t stop) {
+    const int64_t token = sorted.order[list.begin];
+    const float score = scores[token * stride + list.level] = dot + bias(list.node);
+    if (list.level < depth) {
+      list.node = 2 * list.node + 1 + right(score, token, list.level);
+      if (++list.level < stop || stop == depth) return false;
+    }
+    sorted.leaf[list.begin] = list.node;
+    return true;
   }
 
   void last_level(const List& list) {

@@ -1,0 +1,70 @@
+// Inference called from Python past torch's dispatcher, whose way from Python to an operator takes longer than one token's
+// walk. Only where it would end at the same function: plain tensors on the CPU, no gradients, autocast, mode, tracer or
+// profiler. Empty where Python's headers are missing, which costs the shortcut alone.
+#if __has_include(<Python.h>)
+#include <torch/csrc/Exceptions.h>
+#include <torch/csrc/autograd/python_variable.h>
+
+#include <ATen/PythonTorchFunctionTLS.h>
+#include <ATen/autocast_mode.h>
+#include <ATen/record_function.h>
+
+#include "ops.h"
+
+namespace fff {
+namespace {
+
+// Other threads of Python run meanwhile.
+struct Released {
+  PyThreadState* const state = PyEval_SaveThread();
+  ~Released() { PyEval_RestoreThread(state); }
+};
+
+bool within(c10::DispatchKeySet keys, c10::DispatchKeySet most) { return (keys | most) == most; }
+
+bool plain_here() {
+  return !at::GradMode::is_enabled() && !at::autocast::is_autocast_enabled(at::kCPU) && !at::hasCallbacks() &&
+         within(c10::impl::tls_local_dispatch_key_set().included_, c10::default_included_set) &&
+         !at::impl::torch_function_mode_enabled();
+}
+
+bool plain(PyObject* object) {
+  constexpr c10::DispatchKeySet dense{c10::DispatchKey::CPU, c10::DispatchKey::AutogradCPU, c10::DispatchKey::AutocastCPU,
+                                      c10::DispatchKey::ADInplaceOrView};
+  return THPVariable_CheckExact(object) && within(THPVariable_Unpack(object).key_set(), dense);
+}
+
+// (x, w_in, b_in or None, w_out) -> y, or None where the usual way must be gone. `activation` is the number of one.
+PyObject* call(PyObject* activation, PyObject* const* given, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  if (count != 4 || !plain_here() || !plain(given[0]) || !plain(given[1]) || !plain(given[3])) Py_RETURN_NONE;
+  const bool biased = given[2] != Py_None;
+  if (biased && !plain(given[2])) Py_RETURN_NONE;
+  const auto& x = THPVariable_Unpack(given[0]);
+  const auto &w_in = THPVariable_Unpack(given[1]), &w_out = THPVariable_Unpack(given[3]);
+  const auto dtype = x.scalar_type();
+  if (dtype != w_in.scalar_type() || (dtype != at::kFloat && dtype != at::kBFloat16)) Py_RETURN_NONE;
+  const auto bias = biased ? std::optional<at::Tensor>(THPVariable_Unpack(given[2])) : std::nullopt;
+  const int64_t number = PyLong_AsLongLong(activation);
+  at::Tensor y;
+  {
+    const Released others;
+    y = infer(x, w_in, bias, w_out, number);
+  }
+  return THPVariable_Wrap(std::move(y));
+  END_HANDLE_TH_ERRORS
+}
+
+PyMethodDef method{"infer", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&call)), METH_FASTCALL, nullptr};
+
+}  // namespace
+}  // namespace fff
+
+// For ctypes: a new reference to the function for one activation.
+extern "C" PyObject* fff_infer(long activation) {
+  PyObject* const number = PyLong_FromLong(activation);
+  PyObject* const function = number ? PyCFunction_New(&fff::method, number) : nullptr;
+  Py_XDECREF(number);
+  return function;
+}
+#endif
