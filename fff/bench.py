@@ -10,6 +10,7 @@ turn, which finds the others' there, is reported beside it as cold.
 import argparse
 import itertools
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -182,6 +183,14 @@ def parser() -> argparse.ArgumentParser:
     return found
 
 
+def dtype_named(name: str) -> torch.dtype:
+    """float32 and so on; an error of the command line for another name."""
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise SystemExit(f"error: dtype {name!r} is unknown; there are float32, bfloat16, float16 and float64")
+    return dtype
+
+
 def settings(options: argparse.Namespace, shapes: str | None = None) -> list[Setting]:
     """Every combination of what the command line names; of other shapes where they are given."""
     lists = (
@@ -195,16 +204,21 @@ def settings(options: argparse.Namespace, shapes: str | None = None) -> list[Set
     for shape, tokens, dtype, mode, kind in itertools.product(*(filter(None, each.split(",")) for each in lists)):
         trees, depth = map(int, shape.split("x"))
         found.append(
-            Setting(trees, depth, int(tokens), getattr(torch, dtype), mode, kind, options.compiled, options.seconds)
+            Setting(trees, depth, int(tokens), dtype_named(dtype), mode, kind, options.compiled, options.seconds)
         )
     return found
 
 
-def run_layers(options: argparse.Namespace) -> list[dict[str, Any]]:
+def thread_counts(options: argparse.Namespace) -> list[int]:
+    """Those that the command line names."""
+    return [int(count) for count in options.threads.split(",")]
+
+
+def run_layers(chosen: Sequence[Setting], counts: Sequence[int]) -> list[dict[str, Any]]:
     """One part of the report for each number of threads: machine, peaks, rows."""
     device = this_device()
     parts = []
-    for threads in map(int, options.threads.split(",")):
+    for threads in counts:
         torch.set_num_threads(threads)
         peak = peaks(device)
         print(
@@ -213,7 +227,7 @@ def run_layers(options: argparse.Namespace) -> list[dict[str, Any]]:
             "layer of as many neurons, and to the usual one"
         )
         rows = []
-        for setting in settings(options):
+        for setting in chosen:
             found, least = measure(setting, device), floor(setting, peak)
             rows += [{**row, "floor": least} for row in found]
             show(setting, found, least)
@@ -231,7 +245,7 @@ def write(report: dict[str, Any], path: Path) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
     options = parser().parse_args(arguments)
-    report = {"layers": run_layers(options)}
+    report = {"layers": run_layers(settings(options), thread_counts(options))}
     if options.out:
         write(report, options.out)
 

@@ -2,7 +2,8 @@
 
 Layers by provider as `python -m fff.bench`, the memory of a training step, then the whole encoder and its pretraining
 step by feedforward; with --checkpoint and --text also a trained model's own layers on the inputs that they see. The
-report is written after each part.
+report is written after each part. With --aims it times on a CPU what results/README.md has aims for, on one and on two
+threads (an hour), and writes their table beside the JSON.
 """
 
 import argparse
@@ -12,27 +13,24 @@ from pathlib import Path
 from typing import Any
 
 from cramming.errors import UserError
+from cramming.model import bench_aims
 from cramming.model.bench import FEEDFORWARDS, Scale, run_models, scale_here
 from cramming.model.bench_trained import run_trained
-from fff.bench import parser, run_layers, settings, write
+from fff.bench import dtype_named, parser, run_layers, settings, thread_counts, write
 from fff.bench_memory import run_memory
 
 
 def main() -> None:
-    options = parser()
-    options.add_argument("--memory", type=int, default=2048, help="tokens of the step that is measured; 0 for none")
-    options.add_argument("--batches", help="of the whole model, sequences of 128; empty for no model")
-    options.add_argument("--microbatch", type=int, help="of the whole model's pretraining step, sequences of 128")
-    options.add_argument("--ffns", help='of the whole model, e.g. "dense 3072,1x11"')
-    options.add_argument("--layers", type=int, help="of the whole model")
-    options.add_argument("--turns", type=int, help="timed turns of the whole model")
-    options.add_argument("--checkpoint", type=Path, help="a run's folder, or the model folder in it")
-    options.add_argument("--text", type=Path, help="UTF-8 text for --checkpoint")
+    options = command_line()
     chosen = options.parse_args()
     if (chosen.checkpoint is None) != (chosen.text is None):
         options.error("--checkpoint and --text go together")
     out = chosen.out or Path(f"results/bench/{datetime.now(UTC):%Y%m%d-%H%M%S}.json")
-    threads = [int(count) for count in chosen.threads.split(",")]
+    threads, timed, scale = thread_counts(chosen), settings(chosen), model_scale(chosen)
+    memory = chosen.shapes, chosen.memory
+    if chosen.aims:
+        timed, scale = bench_aims.settings(chosen.seconds), bench_aims.models(scale)
+        memory = bench_aims.MEMORY_SHAPES, bench_aims.MEMORY_TOKENS
     report: dict[str, Any] = {}
     if chosen.checkpoint:
         try:
@@ -40,21 +38,41 @@ def main() -> None:
         except UserError as error:
             sys.exit(f"error: {error}")
         write(report, out)
-    report["layers"] = run_layers(chosen)
+    report["layers"] = run_layers(timed, threads)
     write(report, out)
-    if chosen.memory and chosen.shapes:
-        report["memory"] = run_memory(chosen.shapes, chosen.memory)
+    if all(memory):
+        report["memory"] = run_memory(*memory)
         write(report, out)
-    if chosen.batches != "":
-        report["models"] = run_models(threads, model_scale(chosen))
+    if scale.batches:
+        report["models"] = run_models(threads, scale)
         write(report, out)
+    if chosen.aims:
+        text = bench_aims.table(report, threads)
+        out.with_suffix(".md").write_text(text)
+        print(f"\n{text}\nwritten    {out.with_suffix('.md')}")
+
+
+def command_line() -> argparse.ArgumentParser:
+    """That of `fff.bench`, and what concerns whole models."""
+    options = parser()
+    options.add_argument("--memory", type=int, default=2048, help="tokens of the step that is measured; 0 for none")
+    options.add_argument("--batches", help="of the whole model, sequences of 128; empty for no model")
+    options.add_argument("--microbatch", type=int, help="of the whole model's pretraining step, sequences of 128")
+    options.add_argument("--model-dtypes", help="of the whole model's weights in inference, e.g. float32,bfloat16")
+    options.add_argument("--ffns", help='of the whole model, e.g. "dense 3072,1x11"')
+    options.add_argument("--layers", type=int, help="of the whole model")
+    options.add_argument("--turns", type=int, help="timed turns of the whole model")
+    options.add_argument("--checkpoint", type=Path, help="a run's folder, or the model folder in it")
+    options.add_argument("--text", type=Path, help="UTF-8 text for --checkpoint")
+    options.add_argument("--aims", action="store_true", help="time what there are aims for, instead of the above")
+    return options
 
 
 def model_scale(chosen: argparse.Namespace) -> Scale:
     """What of the whole model is timed: what the command line names, else what suits the device."""
-    batches = None if chosen.batches is None else tuple(int(batch) for batch in chosen.batches.split(","))
     scale = scale_here(
-        batches=batches,
+        batches=None if chosen.batches is None else tuple(map(int, filter(None, chosen.batches.split(",")))),
+        dtypes=None if chosen.model_dtypes is None else tuple(map(dtype_named, chosen.model_dtypes.split(","))),
         microbatch=chosen.microbatch,
         feedforwards=None if chosen.ffns is None else tuple(chosen.ffns.split(",")),
         layers=chosen.layers,

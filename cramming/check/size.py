@@ -51,7 +51,8 @@ def full_size() -> Size:
             (5, 0, 17, ragged),
         )
     )
-    model = Scale(torch.device("cuda"), (DENSE, PATH), (1,), 128, (EAGER, GRAPHS), ("default",), turns=5, seconds=2.0)
+    cuda, ways = torch.device("cuda"), (EAGER, GRAPHS)
+    model = Scale(cuda, (DENSE, PATH), (1,), 128, ways, ("default",), (torch.bfloat16,), turns=5, seconds=2.0)
     return Size(cases, 1, 11, 16384, half, True, 1.0, model, 60.0)
 
 

@@ -47,6 +47,7 @@ class Scale:
     microbatch: int = 8  # of the pretraining step, sequences
     inference: tuple[str, ...] = (EAGER,)
     training: tuple[str, ...] = (EAGER,)
+    dtypes: tuple[torch.dtype, ...] = (torch.float32,)
     hidden_size: int = 768
     heads: int = 12
     layers: int = 16
@@ -69,7 +70,7 @@ class Scale:
     def title(self) -> dict[str, Any]:
         """A row's columns that all rows share."""
         names = ("hidden_size", "layers", "vocab_size", "length")
-        return {name: getattr(self, name) for name in names} | {"device": str(self.device), "dtype": self.precision}
+        return {name: getattr(self, name) for name in names} | {"device": str(self.device)}
 
 
 def scale_here(**given: Any) -> Scale:
@@ -78,7 +79,7 @@ def scale_here(**given: Any) -> Scale:
     scale = Scale(device)
     if device.type == "cuda":
         both = (EAGER, "reduce-overhead")
-        scale = Scale(device, tuple(FEEDFORWARDS), (1, 128), 128, inference=both, training=("default",), turns=10)
+        scale = Scale(device, tuple(FEEDFORWARDS), (1, 128), 128, both, ("default",), (torch.bfloat16,), turns=10)
     return replace(scale, **{name: value for name, value in given.items() if value is not None})
 
 
@@ -105,12 +106,12 @@ def microbatch(scale: Scale, sequences: int) -> Microbatch:
     return Microbatch(ids, places, ids.gather(1, places)).to(scale.device)
 
 
-def inference(model: CrammedForMaskedLM, scale: Scale, sequences: int, mode: str) -> Callable[[int], None]:
+def inference(
+    model: CrammedForMaskedLM, scale: Scale, sequences: int, mode: str, dtype: torch.dtype
+) -> Callable[[int], None]:
     """One pass of the encoder, without the decoder."""
     ids = microbatch(scale, sequences).input_ids
-    whole: Any = model.eval()
-    if scale.device.type == "cuda":
-        whole = whole.to(torch.bfloat16)
+    whole: Any = model.eval().to(dtype)
     called = compiled(whole.model, train_config(scale, mode))
 
     def run(turn: int) -> None:
@@ -156,14 +157,17 @@ class PretrainingStep:
 
 
 def measure_inference(scale: Scale, sequences: int) -> list[dict[str, Any]]:
-    """Rows of inference at one batch: each feedforward and way in turn."""
-    calls: dict[tuple[str, str], Callable[[int], None]] = {
-        (name, mode): inference(encoder(name, scale), scale, sequences, mode)
-        for name in scale.feedforwards
-        for mode in scale.inference
-    }
-    with many_graphs():
-        return timed("inference", calls, scale, sequences)
+    """Rows of inference at one batch: each feedforward and way in turn, one dtype after the other."""
+    rows = []
+    for dtype in scale.dtypes:
+        calls: dict[tuple[str, str], Callable[[int], None]] = {
+            (name, mode): inference(encoder(name, scale), scale, sequences, mode, dtype)
+            for name in scale.feedforwards
+            for mode in scale.inference
+        }
+        with many_graphs():
+            rows += timed("inference", calls, scale, sequences, str(dtype)[6:])
+    return rows
 
 
 def measure_training(scale: Scale) -> list[dict[str, Any]]:
@@ -175,8 +179,9 @@ def measure_training(scale: Scale) -> list[dict[str, Any]]:
             for name in scale.feedforwards
             for mode in scale.training
         }
-        rows = timed("pretraining step", calls, scale, scale.microbatch)
-        updates = timed("update alone", {key: call.update for key, call in calls.items()}, scale, scale.microbatch)
+        rows = timed("pretraining step", calls, scale, scale.microbatch, scale.precision)
+        alone = {key: call.update for key, call in calls.items()}
+        updates = timed("update alone", alone, scale, scale.microbatch, scale.precision)
     peak = peak_flops(scale.device)
     for row in rows:
         flops = calls[row["ffn"], row["mode"]].flops
@@ -198,7 +203,7 @@ def many_graphs() -> Iterator[None]:
 
 
 def timed(
-    work: str, calls: Mapping[tuple[str, str], Callable[[int], None]], scale: Scale, sequences: int
+    work: str, calls: Mapping[tuple[str, str], Callable[[int], None]], scale: Scale, sequences: int, dtype: str
 ) -> list[dict[str, Any]]:
     """Rows of calls by (feedforward, mode); ratios are to the dense 3072 of the same mode, and to no feedforward."""
     named = {" | ".join(key): call for key, call in calls.items()}
@@ -209,6 +214,7 @@ def timed(
             "work": work,
             "batch": sequences,
             **scale.title,
+            "dtype": dtype,
             "ffn": name,
             "mode": mode,
             **row,
@@ -229,7 +235,7 @@ def show(row: dict[str, Any]) -> None:
     """Print a row."""
     ratios = "".join(f" {row[key]:6.2f}x of {name} " for key, name in RATIOS.items() if row.get(key) is not None)
     print(
-        f"  {row['work']:<17} {row['batch']:>3} x {row['length']}  {row['ffn']:<18} {row['mode']:<16}"
+        f"  {row['work']:<17} {row['batch']:>3} x {row['length']}  {row['dtype']:<9}{row['ffn']:<18} {row['mode']:<16}"
         f"{row['median_s'] * 1e3:9.2f} ms {row['tokens_per_s']:10,.0f} tokens/s{ratios}",
         flush=True,
     )
@@ -244,7 +250,7 @@ def run_models(threads: list[int], scale: Scale) -> list[dict[str, Any]]:
     for count in threads:
         torch.set_num_threads(count)
         size = f"{scale.layers} layers x {scale.hidden_size}, length {scale.length}"
-        print(f"\ncrammed encoder, {size}, {scale.precision} on {scale.device}, {count} threads", flush=True)
+        print(f"\ncrammed encoder, {size}, on {scale.device}, {count} threads", flush=True)
         rows = []
         for found in (*(measure_inference(scale, batch) for batch in scale.batches), measure_training(scale)):
             rows += found
