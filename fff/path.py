@@ -5,14 +5,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 
 from fff.activations import activation_named
 from fff.hardening import Decisions, Hardenable
-from fff.kernels import PROVIDERS, SHORTCUTS, Provider, check, choose
+from fff.kernels import PROVIDERS, Provider, Shortcut, check, choose
 from fff.kernels.gather import visit
 from fff.kernels.masked import soft
 from fff.operands import computing_dtype
 from fff.topology import first_node, nodes_in_tree, path_length, trained_neurons, used_neurons
+
+SHORTCUT_DEPENDS_ON = ("activation", "execution", "provider", "evaluation_form")
 
 
 class PathFFF(Hardenable):
@@ -36,6 +39,10 @@ class PathFFF(Hardenable):
         ValueError: a size below its minimum, an unknown name, or execution and provider contradict each other.
     """
 
+    w_in: nn.Parameter
+    b_in: nn.Parameter | None
+    w_out: nn.Parameter
+
     def __init__(
         self,
         d_in: int,
@@ -57,9 +64,10 @@ class PathFFF(Hardenable):
         self.d_in, self.d_out, self.depth, self.trees = d_in, d_out, depth, trees
         self.activation, self.execution, self.provider = activation, execution, provider
         self._chosen: dict[tuple[Any, ...], str] = {}
+        self._shortcut: Shortcut | None = None
         nodes = nodes_in_tree(depth)
         self.w_in = nn.Parameter(torch.empty(trees, nodes, d_in))
-        self.b_in = nn.Parameter(torch.empty(trees, nodes)) if bias else None
+        self.register_parameter("b_in", nn.Parameter(torch.empty(trees, nodes)) if bias else None)
         self.w_out = nn.Parameter(torch.empty(trees, nodes, d_out))
         self.reset_parameters()
 
@@ -80,9 +88,10 @@ class PathFFF(Hardenable):
             ValueError: x has another last dimension, dtype or device than the weights.
         """
         # The short way: at one token, all questions that the long one asks take as long as the layer.
-        if not torch.compiler.is_compiling() and not self.training and self.evaluation_form == "hard":
-            infer = SHORTCUTS.get((self.execution, self.provider, self.activation, self.depth))
-            if infer is not None and (y := infer(x, *self._weights())) is not None:
+        shortcut = self._shortcut
+        if shortcut is not None and not self.training and not is_compiling():
+            y = shortcut(x, self._parameters)
+            if y is not None:
                 return y
         if self.active_form == "soft":
             return self._soft(x)[0]
@@ -114,16 +123,17 @@ class PathFFF(Hardenable):
         return self._provider_for(x), (flat, w_in, b_in, w_out, self.activation, flips, temperature)
 
     def _provider_for(self, x: Tensor) -> Provider:
-        if torch.compiler.is_compiling():
+        if is_compiling():
             return choose(self.execution, self.provider, x.device, x.dtype, self.trees, self.depth)
         key = (self.execution, self.provider, x.device, x.dtype)  # chosen once: at one token the choice would show
         name = self._chosen.get(key)
         if name is None:
             name = choose(*key, self.trees, self.depth).name
             self._chosen[key] = name
-            if shortcut := PROVIDERS[name].shortcut:
-                SHORTCUTS[self.execution, self.provider, self.activation, self.depth] = shortcut(self.activation)
-        return PROVIDERS[name]
+        chosen = PROVIDERS[name]
+        if self._shortcut is None and chosen.shortcut and self.evaluation_form == "hard":
+            self._shortcut = chosen.shortcut(self.activation)
+        return chosen
 
     def _soft(self, x: Tensor) -> tuple[Tensor, Decisions]:
         x, w_in, b_in, w_out = self._operands(x)
@@ -151,19 +161,19 @@ class PathFFF(Hardenable):
 
     def _operands(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
         """Input and weights in the dtype of the computation: autocast's as for nn.Linear, else their own."""
-        w_in, b_in, w_out = self._weights()
+        w_in, b_in, w_out = self.w_in, self.b_in, self.w_out
         dtype = computing_dtype(x, w_in, self.d_in)
         if dtype == x.dtype == w_in.dtype:
             return x, w_in, b_in, w_out
         return x.to(dtype), w_in.to(dtype), b_in.to(dtype) if b_in is not None else None, w_out.to(dtype)
 
-    def _weights(self) -> tuple[Tensor, Tensor | None, Tensor]:
-        """The parameters. At one token the three look-ups of nn.Module would take a tenth of the call."""
-        held: Any = self._parameters
-        try:
-            return held["w_in"], held["b_in"], held["w_out"]
-        except KeyError:  # parametrised, or a replica
-            return self.w_in, self.b_in, self.w_out
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name in SHORTCUT_DEPENDS_ON:
+            self._shortcut = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_shortcut": None}  # a function of the library's, and found again
 
     def extra_repr(self) -> str:
         """Sizes and choices, for print."""

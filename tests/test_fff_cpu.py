@@ -1,6 +1,8 @@
 """Provider `cpu`: the C++ against the definition, its bits, its operators, and the cache that it is built into."""
 
+import copy
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch._subclasses import FakeTensorMode
+from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fff import LeafFFF, PathFFF
@@ -225,28 +228,29 @@ def test_the_shortcut_has_the_operators_bits(dtype: torch.dtype, bias: bool) -> 
     given = (x, w_in, b_in if bias else None, w_out)
     for number, activation in enumerate(cpu.ACTIVATION_IDS):
         with torch.no_grad():
-            y = cpu.shortcut(activation)(*given)
+            y = cpu.shortcut(activation)(x, dict(zip(("w_in", "b_in", "w_out"), given[1:], strict=True)))
         assert y is not None
         assert torch.equal(y, torch.ops.fff.cpu_infer.default(*given, number))
 
 
 def test_the_shortcut_leaves_to_the_operator_what_is_not_plain() -> None:
     layer = PathFFF(48, 48, 4, provider="cpu").eval()
-    infer, weights = cpu.shortcut("gelu"), (layer.w_in, layer.b_in, layer.w_out)
+    infer, weights = cpu.shortcut("gelu"), layer._parameters
     x = torch.randn(3, 48)
-    assert infer(x, *weights) is None, "gradients are wanted"
+    assert infer(x, weights) is None, "gradients are wanted"
     with torch.no_grad():
-        assert infer(x, *weights) is not None
-        assert infer(x.double(), *weights) is None
-        assert infer(x.bfloat16(), *weights) is None
-        assert infer(x.to("meta"), *weights) is None
-        assert infer(FakeTensorMode().from_tensor(x), *weights) is None
-        assert infer(x.as_subclass(type("Sub", (torch.Tensor,), {})), *weights) is None
-        assert infer([1.0], *weights) is None  # type: ignore[arg-type]
+        assert infer(x, weights) is not None
+        assert infer(x.double(), weights) is None
+        assert infer(x.bfloat16(), weights) is None
+        assert infer(x.to("meta"), weights) is None
+        assert infer(FakeTensorMode().from_tensor(x), weights) is None
+        assert infer(x.as_subclass(type("Sub", (torch.Tensor,), {})), weights) is None
+        assert infer([1.0], weights) is None  # type: ignore[arg-type]
+        assert infer(x, {"w_in": layer.w_in, "w_out": layer.w_out}) is None
         with torch.autocast("cpu"):
-            assert infer(x, *weights) is None
+            assert infer(x, weights) is None
         with torch.device("meta"):
-            assert infer(x, *weights) is None
+            assert infer(x, weights) is None
     with torch.no_grad(), Seen() as seen:
         layer(x)
     assert "fff.cpu_infer.default" in seen.names
@@ -269,6 +273,17 @@ def test_a_layer_follows_what_is_set_on_it_after_its_first_call() -> None:
         assert not torch.allclose(layer(x), relu, atol=1e-3)
         with pytest.raises(ValueError, match="d_in=48"):
             PathFFF(48, 48, 4, provider="cpu").eval()(torch.randn(3, 47))
+
+
+def test_a_layer_that_was_used_can_be_copied_and_saved() -> None:
+    layer = PathFFF(48, 48, 4, provider="cpu", bias=False).eval()
+    x = torch.randn(3, 48)
+    with torch.no_grad():
+        y = layer(x)
+        for same in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+            assert torch.equal(same(x), y)
+        parametrize.register_parametrization(layer, "w_in", torch.nn.Identity())
+        assert torch.equal(layer(x), y)
 
 
 def test_memory_of_large_results_is_used_again_when_they_are_gone() -> None:

@@ -22,7 +22,7 @@ from fff.topology import nodes_in_tree, path_length
 # (x (N, H), w_in, b_in, w_out, activation, flips or None, temperature or None), as `fff.reference.path_fff`.
 Function = Callable[[Tensor, Tensor, Tensor | None, Tensor, str, Tensor | None, Tensor | None], PathResult]
 Output = Callable[[Tensor, Tensor, Tensor | None, Tensor, str, Tensor | None, Tensor | None], Tensor]
-Shortcut = Callable[[Tensor, Tensor, Tensor | None, Tensor], Tensor | None]
+Shortcut = Callable[[Tensor, dict[str, Tensor | None]], Tensor | None]
 
 EXECUTIONS = ("auto", "masked", "conditional")
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -46,9 +46,9 @@ class Provider:
     """Who computes the layer.
 
     `available(device, dtype)` is None, or the reason why this machine cannot. `output` gives y alone, where that is
-    faster than the whole result. `shortcut(activation)` is a function (x (..., H), w_in, b_in, w_out) -> y (..., K), or
-    None for a call that it does not take. It must see by itself what it cannot do: a mode of torch's, autocast,
-    gradients, another device or dtype.
+    faster than the whole result. `shortcut(activation)` is a function (x (..., H), parameters by name) -> y (..., K),
+    or None for a call that it does not take. It must see by itself what it cannot do: a mode of torch's, autocast,
+    gradients, another device or dtype, parameters that are missing.
     """
 
     name: str
@@ -69,8 +69,6 @@ PROVIDERS = {
         Provider("triton", "conditional", triton.triton, triton.available, triton.output),
     )
 }
-# By execution, provider, activation and depth: who may answer a call of inference before it is looked at any further.
-SHORTCUTS: dict[tuple[str, str, str, int], Shortcut] = {}
 CONDITIONAL_BY_SPEED = ("cpu", "triton", "gather")
 _told: set[object] = set()
 

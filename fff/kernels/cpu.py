@@ -45,7 +45,7 @@ def _ready() -> str | None:
 
 
 @functools.cache
-def shortcut(activation: str) -> Callable[[Tensor, Tensor, Tensor | None, Tensor], Tensor | None]:
+def shortcut(activation: str) -> Callable[[Tensor, dict[str, Tensor | None]], Tensor | None]:
     """Inference past torch's dispatcher, see `fff.kernels.Provider` and cpp/python.cpp."""
     library = load()
     if not hasattr(library, "fff_infer"):  # built where Python's headers are missing
@@ -54,7 +54,7 @@ def shortcut(activation: str) -> Callable[[Tensor, Tensor, Tensor | None, Tensor
     return library.fff_infer(ACTIVATION_IDS[activation])
 
 
-def _ask_operator(x: Tensor, w_in: Tensor, b_in: Tensor | None, w_out: Tensor) -> None:
+def _ask_operator(x: Tensor, parameters: dict[str, Tensor | None]) -> None:
     return None
 
 

@@ -34,22 +34,26 @@ bool plain(PyObject* object) {
   return THPVariable_CheckExact(object) && within(THPVariable_Unpack(object).key_set(), dense);
 }
 
-// (x, w_in, b_in or None, w_out) -> y, or None where the usual way must be gone. `activation` is the number of one.
+// A parameter by name, borrowed; null where it is missing.
+PyObject* named(PyObject* parameters, PyObject* name) { return PyDict_GetItemWithError(parameters, name); }
+
+// (x, parameters by name) -> y, or None where the usual way must be gone. `activation` is the number of one.
 PyObject* call(PyObject* activation, PyObject* const* given, Py_ssize_t count) {
   HANDLE_TH_ERRORS
-  if (count != 4 || !plain_here() || !plain(given[0]) || !plain(given[1]) || !plain(given[3])) Py_RETURN_NONE;
-  const bool biased = given[2] != Py_None;
-  if (biased && !plain(given[2])) Py_RETURN_NONE;
-  const auto& x = THPVariable_Unpack(given[0]);
-  const auto &w_in = THPVariable_Unpack(given[1]), &w_out = THPVariable_Unpack(given[3]);
+  static PyObject* const names[] = {PyUnicode_InternFromString("w_in"), PyUnicode_InternFromString("b_in"),
+                                    PyUnicode_InternFromString("w_out")};
+  if (count != 2 || !PyDict_Check(given[1]) || !plain_here() || !plain(given[0])) Py_RETURN_NONE;
+  PyObject *const in = named(given[1], names[0]), *const bias = named(given[1], names[1]), *const out = named(given[1], names[2]);
+  if (!in || !bias || !out || !plain(in) || !plain(out) || (bias != Py_None && !plain(bias))) Py_RETURN_NONE;
+  const at::Tensor &x = THPVariable_Unpack(given[0]), &w_in = THPVariable_Unpack(in), &w_out = THPVariable_Unpack(out);
   const auto dtype = x.scalar_type();
   if (dtype != w_in.scalar_type() || (dtype != at::kFloat && dtype != at::kBFloat16)) Py_RETURN_NONE;
-  const auto bias = biased ? std::optional<at::Tensor>(THPVariable_Unpack(given[2])) : std::nullopt;
+  const auto b_in = bias == Py_None ? std::nullopt : std::optional<at::Tensor>(THPVariable_Unpack(bias));
   const int64_t number = PyLong_AsLongLong(activation);
   at::Tensor y;
   {
     const Released others;
-    y = infer(x, w_in, bias, w_out, number);
+    y = infer(x, w_in, b_in, w_out, number);
   }
   return THPVariable_Wrap(std::move(y));
   END_HANDLE_TH_ERRORS
