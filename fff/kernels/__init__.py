@@ -7,7 +7,7 @@ depth 5 2.0, depth 6 3.3, depth 11 18 in training and 38 in inference. Of masked
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +22,7 @@ from fff.topology import nodes_in_tree, path_length
 # (x (N, H), w_in, b_in, w_out, activation, flips or None, temperature or None), as `fff.reference.path_fff`.
 Function = Callable[[Tensor, Tensor, Tensor | None, Tensor, str, Tensor | None, Tensor | None], PathResult]
 Output = Callable[[Tensor, Tensor, Tensor | None, Tensor, str, Tensor | None, Tensor | None], Tensor]
-Shortcut = Callable[[Tensor, dict[str, Tensor | None]], Tensor | None]
+Shortcut = Callable[[Tensor, Mapping[str, Tensor | None]], Tensor | None]
 
 EXECUTIONS = ("auto", "masked", "conditional")
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)

@@ -6,7 +6,7 @@ as the work. Training saves x, the leaves and the scores. See docs/kernels.md.
 
 import ctypes
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -45,7 +45,7 @@ def _ready() -> str | None:
 
 
 @functools.cache
-def shortcut(activation: str) -> Callable[[Tensor, dict[str, Tensor | None]], Tensor | None]:
+def shortcut(activation: str) -> Callable[[Tensor, Mapping[str, Tensor | None]], Tensor | None]:
     """Inference past torch's dispatcher, see `fff.kernels.Provider` and cpp/python.cpp."""
     library = load()
     if not hasattr(library, "fff_infer"):  # built where Python's headers are missing
@@ -54,7 +54,7 @@ def shortcut(activation: str) -> Callable[[Tensor, dict[str, Tensor | None]], Te
     return library.fff_infer(ACTIVATION_IDS[activation])
 
 
-def _ask_operator(x: Tensor, parameters: dict[str, Tensor | None]) -> None:
+def _ask_operator(x: Tensor, parameters: Mapping[str, Tensor | None]) -> None:
     return None
 
 
