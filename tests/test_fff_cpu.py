@@ -323,6 +323,18 @@ print(resident() - before)
     assert given_back < 64, f"{given_back} MB"
 
 
+def test_a_wrong_limit_of_memory_is_named() -> None:
+    code = """
+import torch
+from fff import PathFFF
+try:
+    PathFFF(64, 2**16, 0, provider="cpu")(torch.randn(32, 64))
+except ValueError as error:
+    print(error)
+"""
+    assert "FFF_KEEP_MB=lots is not a number of megabytes" in in_a_new_process(code, FFF_KEEP_MB="lots")
+
+
 def test_what_does_not_fit_is_named() -> None:
     x, w_in, b_in, w_out = operands(4, 1, 3, 8, 8, torch.float32)
     for arguments, message in (

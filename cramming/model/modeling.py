@@ -105,7 +105,9 @@ class CrammedModel(CrammedPreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
         x = self.embedding(input_ids, inputs_embeds)
-        mask = create_bidirectional_mask(config=self.config, inputs_embeds=x, attention_mask=attention_mask)
+        mask = None  # some versions of transformers would build a full one while torch.compile traces
+        if attention_mask is not None:
+            mask = create_bidirectional_mask(config=self.config, inputs_embeds=x, attention_mask=attention_mask)
         rotation = self.rotary(x.shape[1], x.dtype) if self.rotary is not None else None
         keep = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         states, losses = [x], []

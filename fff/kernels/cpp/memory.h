@@ -47,7 +47,11 @@ class Memory final : public c10::Allocator {
 
   // FFF_KEEP_MB, by default 512: the most that is kept.
   Memory() : limit_(size_t{512} << 20) {
-    if (const char* text = std::getenv("FFF_KEEP_MB")) limit_ = std::strtoull(text, nullptr, 10) << 20;
+    const char* const text = std::getenv("FFF_KEEP_MB");
+    if (!text) return;
+    char* end = nullptr;
+    limit_ = std::strtoull(text, &end, 10) << 20;
+    TORCH_CHECK_VALUE(*text && !*end && *text != '-', "FFF_KEEP_MB=", text, " is not a number of megabytes; 0 keeps none");
   }
 
   static void* fresh(size_t size) {
