@@ -1,5 +1,7 @@
 """Providers held to the definition on any device: nodes, outputs, all gradients. Not how fast they are (bench.py)."""
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,7 +74,8 @@ def parity(provider: str, case: ParityCase, device: torch.device) -> dict[str, A
     clear = _clear(layer, x, MARGINS[case.dtype])
     x, grad = x[clear], grad[clear]
     weights = [layer.w_in, layer.b_in, layer.w_out]
-    ours = _everything(PROVIDERS[provider].function, x, weights, grad, case.activation, temperature)
+    with poisoned():
+        ours = _everything(PROVIDERS[provider].function, x, weights, grad, case.activation, temperature)
     wide = [None if w is None else w.detach().double() for w in weights]
     wide_temperature = None if temperature is None else temperature.double()
     theirs = _everything(path_fff, x.double(), wide, grad.double(), case.activation, wide_temperature)
@@ -88,6 +91,18 @@ def parity(provider: str, case: ParityCase, device: torch.device) -> dict[str, A
         "tolerance": tolerance,
         "ok": not differ and all(error <= tolerance for error in errors.values()),
     }
+
+
+@contextlib.contextmanager
+def poisoned() -> Iterator[None]:
+    """Inside, memory that is given out holds NaN until it is written; it might else hold an earlier, right answer."""
+    before = torch.get_deterministic_debug_mode()
+    torch.use_deterministic_algorithms(True, warn_only=True)  # on a GPU it would refuse cumsum
+    assert torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch.set_deterministic_debug_mode(before)
 
 
 def _tokens(case: ParityCase, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -65,6 +65,7 @@ class PathFFF(Hardenable):
         self.activation, self.execution, self.provider = activation, execution, provider
         self._chosen: dict[tuple[Any, ...], str] = {}
         self._shortcut: Shortcut | None = None
+        self._shortcut_of = ""  # the provider
         nodes = nodes_in_tree(depth)
         self.w_in = nn.Parameter(torch.empty(trees, nodes, d_in))
         self.register_parameter("b_in", nn.Parameter(torch.empty(trees, nodes)) if bias else None)
@@ -87,9 +88,9 @@ class PathFFF(Hardenable):
         Raises:
             ValueError: x has another last dimension, dtype or device than the weights.
         """
-        # The short way: at one token, all questions that the long one asks take as long as the layer.
-        shortcut = self._shortcut
-        if shortcut is not None and not self.training and not is_compiling():
+        # The short way: at one token, all questions that the long one asks take as long as the layer. It comes and
+        # goes, so tracing must not see it: a model would be compiled anew.
+        if not self.training and not is_compiling() and (shortcut := self._shortcut) is not None:
             y = shortcut(x, self._parameters)
             if y is not None:
                 return y
@@ -131,8 +132,8 @@ class PathFFF(Hardenable):
             name = choose(*key, self.trees, self.depth).name
             self._chosen[key] = name
         chosen = PROVIDERS[name]
-        if self._shortcut is None and chosen.shortcut and self.evaluation_form == "hard":
-            self._shortcut = chosen.shortcut(self.activation)
+        if self._shortcut_of != name and chosen.shortcut and self.evaluation_form == "hard":
+            self._shortcut, self._shortcut_of = chosen.shortcut(self.activation), name
         return chosen
 
     def _soft(self, x: Tensor) -> tuple[Tensor, Decisions]:
@@ -170,10 +171,10 @@ class PathFFF(Hardenable):
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
         if name in SHORTCUT_DEPENDS_ON:
-            self._shortcut = None
+            self._shortcut, self._shortcut_of = None, ""
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_shortcut": None}  # a function of the library's, and found again
+        return {**self.__dict__, "_shortcut": None, "_shortcut_of": ""}  # a function of the library's, and found again
 
     def extra_repr(self) -> str:
         """Sizes and choices, for print."""

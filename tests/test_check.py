@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,10 @@ import torch
 from cramming.check import parts, run
 from cramming.check.parts import PARTS, sound_providers
 from cramming.check.size import DENSE, PATH, full_size, small_size
-from cramming.check.synthetic import TopicTokens
-from cramming.check.table import lines, table
-from fff.kernels import PROVIDERS, Provider
-from fff.parity import ParityCase, parity
+from cramming.check.synthetic import TopicTokens, pretrain_synthetic
+from cramming.check.table import STEP, lines, table
+from fff.kernels import PROVIDERS, Provider, choose
+from fff.parity import ParityCase, parity, poisoned
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
@@ -88,6 +89,46 @@ def test_a_part_in_its_own_process_comes_back(tmp_path: Path) -> None:
     assert all(row.get("ok", True) for row in report.parts["correctness"]["rows"])
 
 
+def test_a_case_that_fails_is_recorded_and_the_next_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = PROVIDERS["gather"].function
+
+    def broken(x, *rest):
+        if x.dtype == torch.float32:
+            raise RuntimeError("out of resource: shared memory")
+        return right(x, *rest)
+
+    monkeypatch.setitem(PROVIDERS, "gather", Provider("gather", "conditional", broken))
+    rows = [row for row in parts.correctness(small_size(), {}) if row["provider"] == "gather"]
+    assert {row["dtype"]: row["ok"] for row in rows} == {"float32": False, "bfloat16": True}
+    assert "out of resource" in rows[0]["error"]
+    assert "gather" not in sound_providers(rows, small_size())
+    assert table({"correctness": {"rows": rows}})[0]["wrong"] == ["gather 1x4 float32 9"]
+
+
+def test_a_model_with_a_wrong_provider_is_not_timed() -> None:
+    size = small_size()
+    assert parts.feedforwards(size, {}) == (DENSE, PATH)
+    rows = [parity(name, size.cases[0], CPU) for name in ("masked", "gather")]
+    taken = choose("auto", "auto", CPU, size.dtype, 1, 11).name
+    wrong = [row for row in rows if row["provider"] != taken] + [rows[0] | {"provider": taken, "ok": False}]
+    assert parts.feedforwards(size, {"correctness": wrong}) == (DENSE,)
+    found = list(parts.model_inference(size, {"correctness": wrong}))
+    assert {row["ffn"] for row in found} == {DENSE}
+    answers = {answer["row"]: answer for answer in table({"model_inference": {"rows": found}})}
+    assert answers["inference of one sequence, whole model"]["times"] is None
+
+
+def test_the_table_has_the_steps_rates_not_those_of_updates_alone() -> None:
+    def row(ffn: str, work: str, rate: float) -> dict:
+        return {"ffn": ffn, "work": work, "mode": "default", "tokens_per_s": rate}
+
+    steps = [row(DENSE, "pretraining step", 100.0), row(PATH, "pretraining step", 250.0)]
+    updates = [row(DENSE, "update alone", 4000.0), row(PATH, "update alone", 3000.0)]
+    answers = {answer["row"]: answer for answer in table({"model_training": {"rows": steps + updates}})}
+    assert answers["pretraining step, whole model"]["times"] == 2.5
+    assert {row["work"] for row in parts.model_training(small_size(), {})} == {STEP, "update alone"}
+
+
 def test_what_was_not_found_is_none() -> None:
     rows = table({"layer": {"status": "failed", "rows": []}})
     assert all(not row["ours"] for row in rows)
@@ -102,9 +143,12 @@ def test_a_wrong_provider_is_found_and_not_timed(monkeypatch: pytest.MonkeyPatch
 
     case = ParityCase(2, 3, 16, 24, 9, torch.float32)
     assert parity("gather", case, CPU)["ok"]
+    assert not torch.are_deterministic_algorithms_enabled()
     monkeypatch.setitem(PROVIDERS, "gather", Provider("gather", "conditional", wrong))
     row = parity("gather", case, CPU)
     assert not row["ok"]
+    with poisoned():
+        assert torch.empty(3).isnan().all()
     assert row["errors"]["y"] > 1e-3
     rows = [parity(name, case, CPU) for name in ("masked", "gather")]
     assert sound_providers(rows, small_size()) == ("masked",)
@@ -112,6 +156,8 @@ def test_a_wrong_provider_is_found_and_not_timed(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(parts, "sound_providers", lambda *_: ("masked", "gather"))
     found = list(parts.layer(small_size(), {}))
     assert [row["provider"] for row in found if "error" in row] == ["gather", "gather"]
+    dtypes = [row["dtype"] for row in parts.correctness(small_size(), {})]
+    assert dtypes == sorted(dtypes, reverse=True), "the timed dtype comes first"
     assert {row["provider"] for row in found if "median_s" in row} >= {"masked", "dense 15 float32"}
 
 
@@ -127,5 +173,11 @@ def test_the_full_size_is_the_papers() -> None:
     size = full_size()
     assert (size.trees, size.depth, size.tokens) == (1, 11, 16384)
     assert (size.model.layers, size.model.hidden_size, size.model.microbatch * size.model.length) == (16, 768, 16384)
-    assert size.pretrain_for(1000.0).pretrain_seconds == 60.0
-    assert size.pretrain_for(5.0).pretrain_seconds == 20.0
+    assert size.within(1000.0).pretrain_seconds == 60.0
+    assert size.within(5.0).pretrain_seconds == 20.0
+
+
+def test_a_pretraining_that_begins_late_is_shorter(tmp_path: Path) -> None:
+    row = pretrain_synthetic(PATH, small_size().model, 1000.0, tmp_path, time.perf_counter())
+    assert 0 < row["seconds"] < 60
+    assert row["tokens_per_s"] > 0

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from fff import PathFFF
+from fff import PathFFF, parity
 from fff.kernels import PROVIDERS, choose, triton
 from fff.reference import path_fff
 
@@ -36,12 +36,8 @@ ops = torch.ops.fff
 @pytest.fixture
 def poisoned() -> Iterator[None]:
     """Memory that is given out holds NaN until it is written."""
-    torch.use_deterministic_algorithms(True)
-    assert torch.utils.deterministic.fill_uninitialized_memory
-    try:
+    with parity.poisoned():
         yield
-    finally:
-        torch.use_deterministic_algorithms(False)
 
 
 def take(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,6 +194,53 @@ def test_shapes_strides_inference_and_nothing(way: str, monkeypatch) -> None:
     assert not any(g.any() for g in torch.autograd.grad(y.sum(), [nothing, *module.parameters()]))
 
 
+def test_the_backward_takes_any_strides() -> None:
+    x, w_in, b_in, w_out = operands(9, 2, 3, 16, 16, torch.float32)
+    y, leaf, scores = ops.triton_forward.default(x, w_in, b_in, w_out, "gelu", None, None)
+
+    def backward(change) -> list[Tensor]:
+        tensors = [change(t) for t in (torch.ones_like(y), torch.ones_like(scores), x, w_in, w_out, leaf, scores)]
+        return ops.triton_backward.default(*tensors, None, "gelu")
+
+    strided = backward(lambda t: t.transpose(0, -1).contiguous().transpose(0, -1))
+    assert all(torch.equal(a, b) for a, b in zip(strided, backward(lambda t: t), strict=True))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_short_way_of_inference_is_the_usual_one(bias: bool, monkeypatch) -> None:
+    module, x = layer(bias=bias).eval(), torch.randn(2, 5, 24, device=DEVICE)
+    with torch.no_grad():
+        first = module(x)  # the usual way, which finds the short one
+        called: list[Tensor] = []
+        usual = module._call
+        monkeypatch.setattr(module, "_call", lambda x: called.append(x) or usual(x))
+        assert torch.equal(module(x), first)
+        assert torch.equal(module(x[0]), first[0])
+        assert module(x[:0]).shape == (0, 5, 16)
+        assert not called
+        with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
+            assert module(x).dtype == torch.bfloat16
+        assert len(called) == 1
+        for wrong, message in ((x[..., 1:], "d_in=24"), (x.double(), r"torch\.float64"), (x.to("meta"), "on meta")):
+            with pytest.raises(ValueError, match=message):
+                module(wrong)
+    assert module(x).requires_grad
+
+
+def test_a_short_way_that_comes_and_goes_does_not_compile_anew() -> None:
+    module, x = layer().eval(), torch.randn(5, 24, device=DEVICE)
+    with torch.no_grad():
+        module(x)
+    assert module._shortcut is not None
+    model = torch.compile(module.train(), backend="eager", fullgraph=True)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        model(x)
+        module.evaluation_form = "soft"
+        module.evaluation_form = "hard"
+        assert module._shortcut is None
+        model(x)
+
+
 def layer(depth: int = 4, **options) -> PathFFF:
     torch.manual_seed(0)
     return PathFFF(24, 16, depth, 2, provider="triton", **options).to(DEVICE)
@@ -334,6 +377,15 @@ def test_fff_does_not_load_triton() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.strip() == "True"
+
+
+def test_the_kernels_need_no_numpy_outside_the_interpreter() -> None:
+    code = "import sys\nimport fff.kernels.triton_host\nprint('triton.runtime.interpreter' in sys.modules)"
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout.strip() == "False"
 
 
 def compiled(tmp_path: Path, *shapes: str) -> str:

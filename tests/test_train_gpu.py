@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import tiny_root
+from torch._dynamo.utils import counters
 from torch.utils.flop_counter import FlopCounterMode
 
 from cramming.data.prepare import prepare
@@ -17,7 +18,7 @@ from cramming.files import read_json
 from cramming.model import CrammedConfig, CrammedForMaskedLM
 from cramming.model.flops import training_flops
 from cramming.plain import read_order, write_order
-from cramming.train import loop
+from cramming.train import loop, run
 from cramming.train.compiled import clear_gradients
 from cramming.train.config import TrainConfig, WandbConfig
 from cramming.train.finish import device_metrics
@@ -64,6 +65,19 @@ def test_a_compiled_run_is_the_plain_one(tmp_path: Path, monkeypatch: pytest.Mon
     assert rows_of(tmp_path / "compiled", budget_steps=4, validations=1, compile=True, compile_mode=mode) == plain
 
 
+def test_nothing_compiles_after_the_warm_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compile_, warm_up, graphs = torch.compile, run.warm_up, []
+    whole = {"backend": "eager", "fullgraph": True}
+    monkeypatch.setattr(torch, "compile", lambda model, mode, **how: compile_(model, **whole, **how))
+    count = lambda: graphs.append(counters["stats"]["unique_graphs"])  # noqa: E731
+    monkeypatch.setattr(run, "warm_up", lambda *a, **how: (count(), warm_up(*a, **how), count()))
+    sizes = {"batch": 8, "microbatch": 4, "valid_sequences": 8}
+    pretrain(tiny_root(tmp_path, budget_steps=6, validations=3, usage_steps=2, compile=True, **sizes))
+    count()
+    assert graphs[1] - graphs[0] == 2, "training and validation"
+    assert graphs[2] == graphs[1]
+
+
 def test_graphs_sum_gradients_in_memory_of_their_own() -> None:
     config = TrainConfig(budget_steps=1, compile=True, compile_mode="reduce-overhead")
     model = torch.nn.Linear(2, 2)
@@ -83,11 +97,25 @@ def test_a_profile_counts_what_the_host_waits_for(tmp_path: Path) -> None:
     pretrain(root)
     found = read_json(root.run_folder / "profile.json")
     assert found["steps"] == 2
-    assert found["waits"]["aten::item"] >= 2  # on a CPU the finite guard reads each loss
+    if torch.cuda.is_available():
+        assert not found["waits"]
+    else:  # the finite guard reads each loss
+        assert found["waits"]["aten::item"] >= 2
+    assert found["uses"]["fused AdamW"]
+    assert found["uses"]["flash attention"] or torch.cuda.is_available()  # which there takes half types alone
     assert any("Optimizer.step" in row["name"] for row in found["host"])
     assert root.run_name == tiny_root(tmp_path, validations=1).run_name
     with pytest.raises(UserError, match=r"train\.profile_steps is 9"):
         TrainConfig(budget_steps=1, profile_steps=9)
+
+
+def test_without_matplotlib_there_are_figures_but_no_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    root = tiny_root(tmp_path, budget_steps=2, checkpoints=1, validations=1)
+    with pytest.warns(UserWarning, match="matplotlib is not installed"):
+        pretrain(root)
+    assert "fff/usage_entropy" in read_history(root.run_folder / "metrics.jsonl")[-1]
+    assert not (root.run_folder / "usage").exists()
 
 
 def small(ffn: dict, **more) -> CrammedConfig:

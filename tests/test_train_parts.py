@@ -114,6 +114,7 @@ def read(process: int, processes: int, start: int = 0, microbatches: int = 4) ->
     )
     found = [batch.labels.numpy() for _, batch in zip(range(microbatches), loader, strict=False)]
     loader.close()
+    assert not loader._thread.is_alive()
     return found
 
 

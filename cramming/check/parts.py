@@ -1,6 +1,7 @@
 """The parts of the measurement of a machine; each yields rows as they are found. Not how they are run (run.py)."""
 
 import tempfile
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -11,15 +12,16 @@ import torch
 
 from cramming.check.size import DENSE, PATH, Size
 from cramming.check.synthetic import pretrain_synthetic
-from cramming.model.bench import measure_inference, measure_training
+from cramming.model.bench import FEEDFORWARDS, measure_inference, measure_training
 from fff.bench import Setting, measure
-from fff.kernels import PROVIDERS
+from fff.kernels import PROVIDERS, choose
 from fff.machine import describe, peaks
-from fff.parity import parity
+from fff.parity import ParityCase, parity
 
 Rows = Iterator[dict[str, Any]]
 NO_PROVIDER = ("none",)
 PLAIN = ("masked", "gather")
+RESERVE_S = 15.0  # of a part's time, for its start and its end
 
 
 def machine(size: Size, _: Mapping[str, Any]) -> Rows:
@@ -28,17 +30,29 @@ def machine(size: Size, _: Mapping[str, Any]) -> Rows:
 
 
 def correctness(size: Size, _: Mapping[str, Any]) -> Rows:
-    """Every provider that is available, on every case, against the float64 definition."""
+    """Every provider that is available, on every case, against the float64 definition.
+
+    One dtype after the other, the timed one first: what ends the part early leaves that of all providers.
+    """
     device = size.model.device
     # A product may otherwise sum in bfloat16, and decide otherwise than the definition beyond any margin.
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
-    for name, provider in PROVIDERS.items():
-        for case in size.cases if name != "reference" else ():
-            if reason := provider.available(device, case.dtype):
-                yield {"provider": name, **case.title, "skipped": reason}
-                continue
-            yield parity(name, case, device)
+    for dtype in sorted({case.dtype for case in size.cases}, key=lambda dtype: (dtype != size.dtype, str(dtype))):
+        for name in PROVIDERS:
+            for case in size.cases if name != "reference" else ():
+                if case.dtype == dtype:
+                    yield checked(name, case, device)
+
+
+def checked(name: str, case: ParityCase, device: torch.device) -> dict[str, Any]:
+    """The row of a provider and a case; a kernel that does not compile for one says nothing of the others."""
+    if reason := PROVIDERS[name].available(device, case.dtype):
+        return {"provider": name, **case.title, "skipped": reason}
+    try:
+        return parity(name, case, device)
+    except Exception:
+        return {"provider": name, **case.title, "ok": False, "error": traceback.format_exc()}
 
 
 def layer(size: Size, known: Mapping[str, Any]) -> Rows:
@@ -82,22 +96,32 @@ def sound_providers(rows: list[dict[str, Any]], size: Size) -> tuple[str, ...]:
     return tuple(dict.fromkeys(row["provider"] for row in mine if row["provider"] not in wrong))
 
 
-def model_training(size: Size, _: Mapping[str, Any]) -> Rows:
-    """The whole model's pretraining step on one microbatch, dense and path in turn."""
-    yield from measure_training(size.model)
+def feedforwards(size: Size, known: Mapping[str, Any]) -> tuple[str, ...]:
+    """DENSE, and PATH unless the provider that it takes here is wrong: no speed is told of that."""
+    path = FEEDFORWARDS[PATH]
+    taken = choose("auto", "auto", size.model.device, size.dtype, path["trees"], path["depth"]).name
+    return (DENSE, PATH) if taken in sound_providers(known.get("correctness", []), size) else (DENSE,)
 
 
-def model_inference(size: Size, _: Mapping[str, Any]) -> Rows:
+def model_training(size: Size, known: Mapping[str, Any]) -> Rows:
+    """The whole model's pretraining step on one microbatch, one model after the other, so that a cut leaves some."""
+    for feedforward in feedforwards(size, known):
+        yield from measure_training(replace(size.model, feedforwards=(feedforward,)))
+
+
+def model_inference(size: Size, known: Mapping[str, Any]) -> Rows:
     """The whole model's inference on one sequence; one way of running after the other, so that a cut leaves some."""
-    for mode in size.model.inference:
-        yield from measure_inference(replace(size.model, inference=(mode,)), size.model.batches[0])
+    model = replace(size.model, feedforwards=feedforwards(size, known))
+    for mode in model.inference:
+        yield from measure_inference(replace(model, inference=(mode,)), model.batches[0])
 
 
-def pretraining(size: Size, _: Mapping[str, Any]) -> Rows:
-    """A minute of the real loop for dense and path on made-up tokens."""
-    for feedforward in (DENSE, PATH):
+def pretraining(size: Size, known: Mapping[str, Any]) -> Rows:
+    """A minute of the real loop for dense and path on made-up tokens; what compiling took longer is the last one's."""
+    end = time.perf_counter() + size.limit_s - RESERVE_S
+    for feedforward in feedforwards(size, known):
         with tempfile.TemporaryDirectory() as folder:
-            yield pretrain_synthetic(feedforward, size.model, size.pretrain_seconds, Path(folder))
+            yield pretrain_synthetic(feedforward, size.model, size.pretrain_seconds, Path(folder), end)
 
 
 # Name -> (function, seconds at most). Beside these, all together have a limit.

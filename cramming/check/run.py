@@ -22,7 +22,6 @@ from cramming.files import write_atomic
 
 FILE = "gpu_check.json"
 POLL_S = 1.0
-PRETRAIN_OVERHEAD_S = 90.0  # start, compiling, twice
 
 
 def size_named(small: bool) -> Size:
@@ -97,7 +96,7 @@ def run_part(name: str, known: Mapping[str, Any], small: bool, limit: float, tel
     part: dict[str, Any] = {"status": "running", "limit_s": limit, "rows": rows}
     tell(part)
     try:
-        size = size_named(small).pretrain_for((limit - PRETRAIN_OVERHEAD_S) / 2)
+        size = size_named(small).within(limit)
         for row in PARTS[name][0](size, known):
             rows.append(row)
             tell(part | {"seconds": time.perf_counter() - started})

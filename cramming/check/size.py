@@ -1,5 +1,6 @@
 """How large the measurement of a machine is: in full on a GPU, small to be tried anywhere. Not what is measured."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,6 +12,7 @@ from fff.parity import ParityCase
 
 DENSE, PATH = "dense 3072", "1x11"  # as cramming.model.bench names them
 GRAPHS = "reduce-overhead"
+PRETRAIN_OVERHEAD_S = 60.0  # start, and compiling twice what the part before has compiled; not measured
 
 
 @dataclass(frozen=True)
@@ -26,10 +28,13 @@ class Size:
     layer_seconds: float  # for each case
     model: Scale
     pretrain_seconds: float  # for each feedforward
+    limit_s: float = math.inf  # of the part that runs
 
-    def pretrain_for(self, seconds: float) -> "Size":
-        """The same with less time for pretraining, not below a third."""
-        return replace(self, pretrain_seconds=min(self.pretrain_seconds, max(self.pretrain_seconds / 3, seconds)))
+    def within(self, limit_s: float) -> "Size":
+        """The same for a part with so much time: less for pretraining, but not below a third."""
+        each = (limit_s - PRETRAIN_OVERHEAD_S) / 2
+        least = self.pretrain_seconds / 3
+        return replace(self, limit_s=limit_s, pretrain_seconds=min(self.pretrain_seconds, max(least, each)))
 
 
 def full_size() -> Size:

@@ -1,6 +1,7 @@
 """A short pretraining on made-up tokens through the real loop: loss curve, tokens/s, waits. Not a record of a run."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ TOPICS, WORDS = 512, 64  # a sequence draws its tokens from one topic's words, b
 FIRST_ID = 7  # after the special tokens
 MASK_ID = 6
 CURVE_POINTS = 60
+SHORTEST_S = 3.0
 SEQUENCES = 1 << 20
 STREAM = 5  # of the hashed numbers, apart from the masks'
 
@@ -83,8 +85,12 @@ def loader(scale: Scale, config: TrainConfig, device: torch.device) -> Microbatc
     )
 
 
-def pretrain_synthetic(feedforward: str, scale: Scale, seconds: float, folder: Path) -> dict[str, Any]:
-    """Pretrain for some seconds (compiling not counted); returns curve, rates, memory and what a profile found."""
+def pretrain_synthetic(feedforward: str, scale: Scale, seconds: float, folder: Path, end: float) -> dict[str, Any]:
+    """Pretrain for some seconds (compiling not counted); returns curve, rates, memory and what a profile found.
+
+    Args:
+        end: time of `time.perf_counter` at which it should be over, be it sooner; SHORTEST_S are taken however late.
+    """
     set_seed(0)
     torch._dynamo.reset()
     config, started = settings(scale, seconds), time.perf_counter()
@@ -98,6 +104,8 @@ def pretrain_synthetic(feedforward: str, scale: Scale, seconds: float, folder: P
     made = time.perf_counter() - making
     warm_up(model, raw, optimiser, accelerator, config, first, evaluation=False)
     warmed = time.perf_counter() - started
+    left = max(SHORTEST_S, end - time.perf_counter())
+    config = replace(config, budget_hours=min(seconds, left) / 3600)
     meter = Meter(training_flops(raw.config, scale.length, scale.predicted), accelerator.device)
     profile = Profile(config.profile_steps, folder / "profile.json")
     history = History(folder / "metrics.jsonl", [], [], meter)

@@ -112,8 +112,10 @@ class MicrobatchLoader:
             yield item
 
     def close(self) -> None:
-        """Stop the thread."""
+        """Stop the thread, and wait for it: one that is inside torch when Python ends would abort the process."""
         self._closed.set()
+        if self._thread.is_alive():
+            self._thread.join()
 
     def _fill(self) -> None:
         position = self.first

@@ -23,6 +23,8 @@ WAITS = (
     "cuCtxSynchronize",
     "cuEventSynchronize",
 )
+# What a run on a GPU should use, by parts of the names of operators and kernels.
+USES = {"flash attention": "flash", "fused AdamW": "fused_adam"}
 END = "end of the profiled steps"
 SHOWN = 25  # kernels and operators, by their time
 
@@ -31,8 +33,9 @@ class Profile:
     """Profiles `steps` whole steps between two rows of the history, the earliest that follow the first row.
 
     Writes `profile.json`: per step, seconds, busy seconds of the device, how often the host waited (`waits`, by name;
-    empty is the aim on a GPU; on a CPU the finite guard reads each loss), the costliest operators and kernels. It is
-    two hooks, because the others belong to what is profiled: `first` and `last` in the list.
+    empty is the aim on a GPU; on a CPU the finite guard reads each loss), which of USES were seen, the costliest
+    operators and kernels. It is two hooks, because the others belong to what is profiled: `first` and `last` in the
+    list.
     """
 
     def __init__(self, steps: int, file: Path) -> None:
@@ -102,6 +105,7 @@ def summary(run: profile, steps: int) -> dict[str, Any]:
         "seconds_per_step": (end - begin) / 1e6 / per if host else 0.0,
         "device_busy_seconds_per_step": _covered(device) / 1e6 / per,
         "waits": waits,
+        "uses": {what: any(part in event.name for event in within) for what, part in USES.items()},
         "host": _costliest(host, per),
         "device": _costliest(device, per),
     }

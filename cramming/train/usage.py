@@ -1,5 +1,7 @@
 """What the leaves do in pretraining: measured at validation marks, counted in between. Not the figures (fff.usage)."""
 
+import importlib.util
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -197,7 +199,13 @@ def layer_row(prefix: str, usage: Usage, earlier: Tensor | None) -> dict[str, fl
 
 
 def heatmap(step: int, usages: list[Usage], file: Path) -> None:
-    """Draw tokens per leaf, layers downwards and leaves across (all trees side by side), as a PNG."""
+    """Draw tokens per leaf, layers downwards and leaves across (all trees side by side), as a PNG.
+
+    Without matplotlib it warns: a machine for training alone may lack it, and the figures are in the history.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        warnings.warn(f"matplotlib is not installed: no pictures in {file.parent}", stacklevel=2)
+        return
     import matplotlib
 
     matplotlib.use("Agg")
@@ -224,7 +232,7 @@ def wandb_usage(run: Any) -> Show:
     import wandb
 
     def show(step: int, usages: list[Usage], file: Path) -> None:
-        row: dict[str, Any] = {"fff/leaf_usage": wandb.Image(str(file))}
+        row: dict[str, Any] = {"fff/leaf_usage": wandb.Image(str(file))} if file.exists() else {}
         for number, usage in enumerate(usages):
             share = (usage.counts / usage.counts.sum(-1, keepdim=True)).flatten()
             row[f"fff/layer_{number:02d}/leaf_share"] = wandb.Histogram(share.tolist())

@@ -66,7 +66,7 @@ PROVIDERS = {
         Provider("masked", "masked", masked),
         Provider("gather", "conditional", gather),
         Provider("cpu", "conditional", cpu.cpu, cpu.available, cpu.output, cpu.shortcut),
-        Provider("triton", "conditional", triton.triton, triton.available, triton.output),
+        Provider("triton", "conditional", triton.triton, triton.available, triton.output, triton.shortcut),
     )
 }
 CONDITIONAL_BY_SPEED = ("cpu", "triton", "gather")

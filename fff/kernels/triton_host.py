@@ -111,6 +111,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x (N, H), w_in (T, M, H), b_in (T, M), w_out (T, M, K)."""
     grad, x, w_in, w_out = grad.contiguous(), x.contiguous(), w_in.contiguous(), w_out.contiguous()
+    leaf, scores = leaf.contiguous(), scores.contiguous()
     if x.shape[0] == 0:
         zeros = torch.zeros_like
         return zeros(x), zeros(w_in), w_in.new_zeros(w_in.shape[:2]), zeros(w_out)

@@ -15,7 +15,6 @@ Offsets are int64, because N * H and T * M * H may exceed 2^31. Shapes as in fff
 # fmt: off
 import triton
 import triton.language as tl
-from triton.runtime.interpreter import InterpretedFunction
 
 
 @triton.jit
@@ -224,6 +223,7 @@ def weighted_rows(
 
     Several trees at once only where they have one group, and so the same order.
     """
+    tree_first = tree_first.to(tl.int64)
     group, first, stop, some = _piece(starts, tree_first, tl.program_id(0), tokens, groups, GROUPS, BLOCK_N, False)
     if not some:
         return
@@ -368,7 +368,7 @@ def walk_token(
     k = tl.arange(0, BLOCK_K)
     x_h = tl.load(x + token * width + h, mask=h < width, other=0.0).to(tl.float32)
     total = tl.zeros((BLOCK_K,), tl.float32)
-    first = tl.program_id(1) * share
+    first = tl.program_id(1).to(tl.int64) * share
     for tree in range(first, tl.minimum(first + share, trees)):
         at = token * trees + tree
         label = token * 0 + 1  # int64
@@ -394,4 +394,5 @@ def walk_token(
 
 
 # Whether Triton was set to interpret when it and this module were loaded; later changes of its setting do nothing.
-INTERPRETED = isinstance(walk_token, InterpretedFunction) and isinstance(tl.sum, InterpretedFunction)
+# Asked this way round, because the interpreter's own module would import NumPy, which fff does without.
+INTERPRETED = not (isinstance(walk_token, triton.JITFunction) or isinstance(tl.sum, triton.JITFunction))
