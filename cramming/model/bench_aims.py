@@ -159,5 +159,5 @@ def table(report: Report, threads: Sequence[int]) -> str:
 def _cell(aim: Aim, value: float | None) -> str:
     if value is None:
         return "-"
-    text = f"{value:.3g}{aim.unit}"
+    text = f"{value:,.0f}{aim.unit}" if value >= 100 else f"{value:.3g}{aim.unit}"
     return text if aim.met(value) else f"**{text}**"
