@@ -170,6 +170,21 @@ def test_fill_mask_pipeline_and_hf_trainer(tmp_path: Path) -> None:
     assert sum(guess["score"] for guess in guesses) <= 1
 
 
+@pytest.mark.parametrize("ffn", FFNS)
+def test_a_pass_without_gradients_is_the_same_pass(ffn: str) -> None:
+    model = CrammedForMaskedLM(config(ffn, hidden_dropout_prob=0.5)).train()
+    tokens = batch()[0]
+
+    def states() -> tuple[torch.Tensor, ...]:
+        torch.manual_seed(1)
+        return model.model(tokens, output_hidden_states=True).hidden_states
+
+    expected = states()
+    with torch.no_grad():
+        found = states()
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
+
+
 def test_too_long_and_missing_inputs_are_refused() -> None:
     model = CrammedForMaskedLM(config())
     with pytest.raises(ValueError, match="17 tokens"):

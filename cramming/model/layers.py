@@ -100,5 +100,6 @@ class CrammedBlock(nn.Module):
             y, losses = ffn.forward_with_losses(normed)
         else:
             y = ffn(normed)
+        y = self.dropout(y)
         # This x is the block's own. A new tensor of many tokens costs more than the sum: the system clears its pages.
-        return (x + self.dropout(y) if torch.is_grad_enabled() else x.add_(y)), losses
+        return (x + y if torch.is_grad_enabled() else x.add_(y)), losses
