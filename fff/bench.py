@@ -214,25 +214,22 @@ def thread_counts(options: argparse.Namespace) -> list[int]:
     return [int(count) for count in options.threads.split(",")]
 
 
-def run_layers(chosen: Sequence[Setting], counts: Sequence[int]) -> list[dict[str, Any]]:
-    """One part of the report for each number of threads: machine, peaks, rows."""
+def run_layers(chosen: Sequence[Setting], threads: int) -> dict[str, Any]:
+    """The report's part of one number of threads: machine, peaks, rows."""
     device = this_device()
-    parts = []
-    for threads in counts:
-        torch.set_num_threads(threads)
-        peak = peaks(device)
-        print(
-            f"layer width {WIDTH}, {device}, {threads} threads: {peak['gflops']:.0f} GFLOP/s, memory "
-            f"{peak['memory_gb_per_s']:.0f} GB/s, cache {peak['cache_gb_per_s']:.0f} GB/s; ratios to the fastest dense "
-            "layer of as many neurons, and to the usual one"
-        )
-        rows = []
-        for setting in chosen:
-            found, least = measure(setting, device), floor(setting, peak)
-            rows += [{**row, "floor": least} for row in found]
-            show(setting, found, least)
-        parts.append({"machine": describe(threads), "peaks": peak, "rows": rows})
-    return parts
+    torch.set_num_threads(threads)
+    peak = peaks(device)
+    print(
+        f"layer width {WIDTH}, {device}, {threads} threads: {peak['gflops']:.0f} GFLOP/s, memory "
+        f"{peak['memory_gb_per_s']:.0f} GB/s, cache {peak['cache_gb_per_s']:.0f} GB/s; ratios to the fastest dense "
+        "layer of as many neurons, and to the usual one"
+    )
+    rows = []
+    for setting in chosen:
+        found, least = measure(setting, device), floor(setting, peak)
+        rows += [{**row, "floor": least} for row in found]
+        show(setting, found, least)
+    return {"machine": describe(threads), "peaks": peak, "rows": rows}
 
 
 def write(report: dict[str, Any], path: Path) -> None:
@@ -245,7 +242,7 @@ def write(report: dict[str, Any], path: Path) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
     options = parser().parse_args(arguments)
-    report = {"layers": run_layers(settings(options), thread_counts(options))}
+    report = {"layers": [run_layers(settings(options), threads) for threads in thread_counts(options)]}
     if options.out:
         write(report, options.out)
 

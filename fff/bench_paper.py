@@ -103,22 +103,16 @@ def measure(depth: int, tokens: int, seconds: float) -> list[dict[str, Any]]:
             expected = flat(x) if name == "dense" else layers["gather"](x)
             assert torch.allclose(call(x), expected, atol=1e-4), f"{name}: another result"
         timed = interleaved({" | ".join(key): _case(*call) for key, call in calls.items()}, CPU, seconds)
-    rows = [
-        {"level": level, "layer": name, "tokens": len(x), **figures(timed[f"{level} | {name}"])}
-        for (level, name), (_, x) in calls.items()
-    ]
-    per_token = [row["median_s"] / row["tokens"] for row in rows]
-    best = min(time for row, time in zip(rows, per_token, strict=True) if row["layer"] == "dense")
-    same = {row["level"]: time for row, time in zip(rows, per_token, strict=True) if row["layer"] == "dense"}
-    return [
-        {
-            **row,
-            "us_per_token": time * 1e6,
-            "times_faster_same_level": same[row["level"]] / time,
-            "times_faster_than_best": best / time,
-        }
-        for row, time in zip(rows, per_token, strict=True)
-    ]
+    rows: list[dict[str, Any]] = []
+    for (level, name), (_, x) in calls.items():
+        found = figures(timed[f"{level} | {name}"])
+        per_token = found["median_s"] / len(x) * 1e6
+        rows.append({"level": level, "layer": name, "tokens": len(x), **found, "us_per_token": per_token})
+    plain = {row["level"]: row["us_per_token"] for row in rows if row["layer"] == "dense"}
+    for row in rows:
+        row["times_faster_same_level"] = plain[row["level"]] / row["us_per_token"]
+        row["times_faster_than_best"] = min(plain.values()) / row["us_per_token"]
+    return rows
 
 
 def _case(call: Call, x: Tensor) -> Callable[[int], Tensor]:

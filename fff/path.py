@@ -15,7 +15,7 @@ from fff.kernels.masked import soft
 from fff.operands import computing_dtype
 from fff.topology import first_node, nodes_in_tree, path_length, trained_neurons, used_neurons
 
-SHORTCUT_DEPENDS_ON = ("activation", "execution", "provider", "evaluation_form")
+CHOICE_DEPENDS_ON = ("activation", "execution", "provider", "evaluation_form")
 
 
 class PathFFF(Hardenable):
@@ -42,6 +42,8 @@ class PathFFF(Hardenable):
     w_in: nn.Parameter
     b_in: nn.Parameter | None
     w_out: nn.Parameter
+    _chosen: dict[tuple[torch.device, torch.dtype], str]
+    _shortcut: Shortcut | None
 
     def __init__(
         self,
@@ -63,9 +65,7 @@ class PathFFF(Hardenable):
         check(execution, provider)
         self.d_in, self.d_out, self.depth, self.trees = d_in, d_out, depth, trees
         self.activation, self.execution, self.provider = activation, execution, provider
-        self._chosen: dict[tuple[Any, ...], str] = {}
-        self._shortcut: Shortcut | None = None
-        self._shortcut_of = ""  # the provider
+        self._forget_choice()
         nodes = nodes_in_tree(depth)
         self.w_in = nn.Parameter(torch.empty(trees, nodes, d_in))
         self.register_parameter("b_in", nn.Parameter(torch.empty(trees, nodes)) if bias else None)
@@ -126,14 +126,13 @@ class PathFFF(Hardenable):
     def _provider_for(self, x: Tensor) -> Provider:
         if is_compiling():
             return choose(self.execution, self.provider, x.device, x.dtype, self.trees, self.depth)
-        key = (self.execution, self.provider, x.device, x.dtype)  # chosen once: at one token the choice would show
-        name = self._chosen.get(key)
-        if name is None:
-            name = choose(*key, self.trees, self.depth).name
-            self._chosen[key] = name
-        chosen = PROVIDERS[name]
-        if self._shortcut_of != name and chosen.shortcut and self.evaluation_form == "hard":
-            self._shortcut, self._shortcut_of = chosen.shortcut(self.activation), name
+        key = (x.device, x.dtype)  # chosen once: at one token the choice would show
+        if (known := self._chosen.get(key)) is not None:
+            return PROVIDERS[known]
+        chosen = choose(self.execution, self.provider, *key, self.trees, self.depth)
+        self._chosen[key] = chosen.name
+        if chosen.shortcut and self.evaluation_form == "hard":
+            self._shortcut = chosen.shortcut(self.activation)
         return chosen
 
     def _soft(self, x: Tensor) -> tuple[Tensor, Decisions]:
@@ -170,11 +169,15 @@ class PathFFF(Hardenable):
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        if name in SHORTCUT_DEPENDS_ON:
-            self._shortcut, self._shortcut_of = None, ""
+        if name in CHOICE_DEPENDS_ON:
+            self._forget_choice()
+
+    def _forget_choice(self) -> None:
+        self._chosen, self._shortcut = {}, None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_shortcut": None, "_shortcut_of": ""}  # a function of the library's, and found again
+        # Another machine may choose otherwise, and a shortcut is a function of this one's library.
+        return {**self.__dict__, "_chosen": {}, "_shortcut": None}
 
     def extra_repr(self) -> str:
         """Sizes and choices, for print."""

@@ -39,14 +39,14 @@ def main() -> None:
             sys.exit(f"error: {error}")
         write(report, out)
     for count in threads:
-        report.setdefault("layers", []).extend(run_layers(timed, [count]))
+        report.setdefault("layers", []).append(run_layers(timed, count))
         write(report, out)
     if all(memory):
         report["memory"] = run_memory(*memory)
         write(report, out)
     if scale.batches:
         for count in threads:
-            report.setdefault("models", []).extend(run_models([count], scale))
+            report.setdefault("models", []).append(run_models(count, scale))
             write(report, out)
     if chosen.aims:
         text = bench_aims.table(report, threads)

@@ -244,17 +244,14 @@ def show(row: dict[str, Any]) -> None:
 RATIOS = {"times_faster_than_dense": "dense 3072", "share_of_bound": "none", "mfu": "the peak"}
 
 
-def run_models(threads: list[int], scale: Scale) -> list[dict[str, Any]]:
-    """One part of the report for each number of threads: inference by batch, then a pretraining step."""
-    parts = []
-    for count in threads:
-        torch.set_num_threads(count)
-        size = f"{scale.layers} layers x {scale.hidden_size}, length {scale.length}"
-        print(f"\ncrammed encoder, {size}, on {scale.device}, {count} threads", flush=True)
-        rows = []
-        for found in (*(measure_inference(scale, batch) for batch in scale.batches), measure_training(scale)):
-            rows += found
-            for row in found:
-                show(row)
-        parts.append({"machine": describe(count), "rows": rows})
-    return parts
+def run_models(threads: int, scale: Scale) -> dict[str, Any]:
+    """The report's part of one number of threads: inference by batch, then a pretraining step."""
+    torch.set_num_threads(threads)
+    size = f"{scale.layers} layers x {scale.hidden_size}, length {scale.length}"
+    print(f"\ncrammed encoder, {size}, on {scale.device}, {threads} threads", flush=True)
+    rows = []
+    for found in (*(measure_inference(scale, batch) for batch in scale.batches), measure_training(scale)):
+        rows += found
+        for row in found:
+            show(row)
+    return {"machine": describe(threads), "rows": rows}

@@ -16,6 +16,7 @@ from fff.bench import Setting
 Report = dict[str, Any]
 Row = dict[str, Any]
 PATH_ONLY = ("cpu", "gather")
+DTYPES = (torch.float32, torch.bfloat16)
 MEMORY_SHAPES, MEMORY_TOKENS = "1x11", 16384
 
 
@@ -42,25 +43,24 @@ class Aim:
 
 def settings(seconds: float) -> list[Setting]:
     """The layers' part. Masked execution where an aim is against it, and nowhere else: it is as slow as dense."""
-    both = (torch.float32, torch.bfloat16)
-    found = [
-        Setting(1, 11, tokens, dtype, "inference", seconds=seconds, providers=PATH_ONLY)
-        for tokens in (1, 128, 16384)
-        for dtype in both
+
+    def of(
+        trees: int, depth: int, mode: str, *more: str, tokens: int = 16384, dtype: torch.dtype = DTYPES[0]
+    ) -> Setting:
+        return Setting(trees, depth, tokens, dtype, mode, seconds=seconds, providers=(*PATH_ONLY, *more))
+
+    return [
+        *(of(1, 11, "inference", tokens=tokens, dtype=dtype) for tokens in (1, 128, 16384) for dtype in DTYPES),
+        of(32, 6, "inference"),
+        of(128, 4, "inference"),
+        of(1, 11, "training", "masked"),
+        of(32, 6, "training"),
     ]
-    found += [
-        Setting(trees, depth, 16384, torch.float32, "inference", seconds=seconds, providers=PATH_ONLY)
-        for trees, depth in ((32, 6), (128, 4))
-    ]
-    training = {"dtype": torch.float32, "mode": "training", "seconds": seconds}
-    found.append(Setting(1, 11, 16384, **training, providers=(*PATH_ONLY, "masked")))  # type: ignore[arg-type]
-    found.append(Setting(32, 6, 16384, **training, providers=PATH_ONLY))  # type: ignore[arg-type]
-    return found
 
 
 def models(scale: Scale) -> Scale:
     """The whole model's part."""
-    return replace(scale, batches=(1, 32), dtypes=(torch.float32, torch.bfloat16))
+    return replace(scale, batches=(1, 32), dtypes=DTYPES)
 
 
 def _part(report: Report, name: str, threads: int) -> list[Row]:
@@ -89,18 +89,27 @@ def _layer(
     return value
 
 
-def _model(
-    work: str, batch: int | None, column: str, dtype: str = "float32", scale: float = 1.0
-) -> Callable[[Report, int], float | None]:
+def _model(work: str, column: str, dtype: str, batch: int | None = None) -> Callable[[Report, int], float | None]:
     """A column of the whole model with 1x11."""
 
     def value(report: Report, threads: int) -> float | None:
         for row in _part(report, "models", threads):
             if (row["work"], row["ffn"], row["dtype"]) == (work, "1x11", dtype) and batch in (None, row["batch"]):
-                return float(row[column]) * scale
+                return float(row[column])
         return None
 
     return value
+
+
+def _share(batch: int, dtype: str) -> Aim:
+    """Of the speed that the encoder would have without feedforward layers, in percent."""
+    part = _model("inference", "share_of_bound", dtype, batch)
+
+    def value(report: Report, threads: int) -> float | None:
+        found = part(report, threads)
+        return None if found is None else 100 * found
+
+    return Aim(f"encoder, {batch} x 128, {dtype}, share of the bound", value, 97, unit=" %")
 
 
 def _memory(report: Report, threads: int) -> float | None:
@@ -108,7 +117,6 @@ def _memory(report: Report, threads: int) -> float | None:
     return found[0] if found else None
 
 
-BOUND = "share_of_bound"
 AIMS = (
     Aim("1x11, 1 token, float32", _layer("1x11", 1, "float32"), 220),
     Aim("1x11, 1 token, bfloat16", _layer("1x11", 1, "bfloat16"), 150),
@@ -121,24 +129,9 @@ AIMS = (
     Aim("1x11, training step, 16384 tokens, float32", _layer("1x11", 16384, "float32", "training"), 150),
     Aim("the same, against masked", _layer("1x11", 16384, "float32", "training", against="masked"), 180),
     Aim("32x6, training step, 16384 tokens, float32", _layer("32x6", 16384, "float32", "training"), 8),
-    Aim("encoder, 1 x 128, float32, share of the bound", _model("inference", 1, BOUND, scale=100), 97, unit=" %"),
-    Aim("encoder, 32 x 128, float32, share of the bound", _model("inference", 32, BOUND, scale=100), 97, unit=" %"),
+    *(_share(batch, dtype) for dtype in ("float32", "bfloat16") for batch in (1, 32)),
     Aim(
-        "encoder, 1 x 128, bfloat16, share of the bound",
-        _model("inference", 1, BOUND, "bfloat16", 100),
-        97,
-        unit=" %",
-    ),
-    Aim(
-        "encoder, 32 x 128, bfloat16, share of the bound",
-        _model("inference", 32, BOUND, "bfloat16", 100),
-        97,
-        unit=" %",
-    ),
-    Aim(
-        "whole pretraining step against dense 3072",
-        _model("pretraining step", None, "times_faster_than_dense", "fp32"),
-        2.3,
+        "whole pretraining step against dense 3072", _model("pretraining step", "times_faster_than_dense", "fp32"), 2.3
     ),
     Aim("1x11, memory of a training step, 16384 tokens", _memory, most=130, unit=" MB"),
     Aim("plain torch (gather), 16384 tokens", _layer("1x11", 16384, "float32", provider="gather"), 11),
