@@ -25,9 +25,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from cramming.errors import Stopped, UserError
 from cramming.files import is_full_disk
-from cramming.plain import build, inner
-from cramming.report.record import git_state
-from cramming.roots import GlueRoot, ImagesRoot, PretrainRoot, TablesRoot
+from cramming.glue.root import GlueRoot
+from cramming.images.root import ImagesRoot
+from cramming.record import git_state
+from cramming.report.root import TablesRoot
+from cramming.train.root import PretrainRoot
+from cramming.values import build, inner
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 ROOTS: dict[str, type] = {"pretrain": PretrainRoot, "glue": GlueRoot, "images": ImagesRoot, "tables": TablesRoot}

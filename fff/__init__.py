@@ -1,6 +1,6 @@
 """Fast feedforward layers. Needs torch alone."""
 
-from fff.leaf import LeafFFF
-from fff.path import PathFFF
+from fff.layers.leaf import LeafFFF
+from fff.layers.path import PathFFF
 
 __all__ = ["LeafFFF", "PathFFF"]

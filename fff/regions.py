@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fff.hardening import hardenable
-from fff.path import PathFFF
+from fff.layers.path import PathFFF
 from fff.topology import first_node
 
 

@@ -1,6 +1,6 @@
 """Timings of this machine into results/bench: `python scripts/bench.py [--shapes 1x11 --tokens 128 ...]`.
 
-Layers by provider as `python -m fff.bench`, the memory of a training step, then the whole encoder and its pretraining
+Layers by provider as `python -m bench.layer`, the memory of a training step, then the whole encoder and its pretraining
 step by feedforward; with --checkpoint and --text also a trained model's own layers on the inputs that they see. The
 report is written after each part. With --aims it times on a CPU what results/README.md has aims for, on one and on two
 threads (half an hour), and writes their table beside the JSON.
@@ -12,12 +12,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # ahead of this file, which has the package's name
+
+from bench import aims as bench_aims
+from bench.layer import dtype_named, parser, run_layers, settings, thread_counts, write
+from bench.memory import run_memory
+from bench.model import FEEDFORWARDS, Scale, run_models, scale_here
+from bench.trained import run_trained
 from cramming.errors import UserError
-from cramming.model import bench_aims
-from cramming.model.bench import FEEDFORWARDS, Scale, run_models, scale_here
-from cramming.model.bench_trained import run_trained
-from fff.bench import dtype_named, parser, run_layers, settings, thread_counts, write
-from fff.bench_memory import run_memory
 
 
 def main() -> None:
@@ -55,7 +57,7 @@ def main() -> None:
 
 
 def command_line() -> argparse.ArgumentParser:
-    """That of `fff.bench`, and what concerns whole models."""
+    """That of `bench.layer`, and what concerns whole models."""
     options = parser()
     options.add_argument("--memory", type=int, default=2048, help="tokens of the step that is measured; 0 for none")
     options.add_argument("--batches", help="of the whole model, sequences of 128; empty for no model")

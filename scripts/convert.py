@@ -4,8 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from cramming.convert.ultrafast import convert_folder
 from cramming.errors import UserError
-from cramming.model.convert import convert_folder
 
 
 def main() -> None:

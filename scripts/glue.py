@@ -4,7 +4,7 @@ import sys
 
 from cramming.config import entry
 from cramming.glue.evaluate import evaluate_run
-from cramming.roots import GlueRoot
+from cramming.glue.root import GlueRoot
 
 
 @entry("glue")

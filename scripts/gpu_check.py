@@ -16,8 +16,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 
-from cramming.check.parts import PARTS
-from cramming.check.run import check_machine
+from bench.check.parts import PARTS
+from bench.check.run import check_machine
 
 
 def main() -> None:

@@ -3,8 +3,8 @@
 import sys
 
 from cramming.config import entry
+from cramming.images.root import ImagesRoot
 from cramming.images.suite import run_images
-from cramming.roots import ImagesRoot
 
 
 @entry("images")

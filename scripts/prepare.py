@@ -7,8 +7,8 @@ from pathlib import Path
 
 from cramming.config import entry
 from cramming.data.prepare import prepare
-from cramming.plain import write_order
-from cramming.roots import PretrainRoot
+from cramming.train.order import write_order
+from cramming.train.root import PretrainRoot
 
 
 @entry("pretrain")

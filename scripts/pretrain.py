@@ -1,8 +1,8 @@
 """Pretrain a crammed BERT: `python scripts/pretrain.py experiment=quickstart seed=0 any.key=value`. See configs/."""
 
 from cramming.config import entry
-from cramming.roots import PretrainRoot
 from cramming.train.pretrain import pretrain
+from cramming.train.root import PretrainRoot
 
 
 @entry("pretrain")

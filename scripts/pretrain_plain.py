@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from cramming.errors import UserError
-from cramming.plain import read_order
+from cramming.train.order import read_order
 from cramming.train.pretrain import pretrain
 
 

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from cramming.config import entry
+from cramming.report.root import TablesRoot
 from cramming.report.tables import write_tables
-from cramming.roots import TablesRoot
 
 
 @entry("tables")

@@ -1,0 +1,1 @@
+"""Text into token shards, and shards into microbatches. Not what is learned from them (train)."""

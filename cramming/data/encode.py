@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from cramming.data.config import DataConfig
-from cramming.data.source import Source, digest, fraction
+from cramming.data.sources.source import Source, digest, fraction
 from cramming.data.tokenizer import (
     SEP,
     Encoder,

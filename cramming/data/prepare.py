@@ -12,10 +12,7 @@ from typing import Any
 import numpy as np
 
 from cramming.data.config import DataConfig
-from cramming.data.corpus import TextSource
-from cramming.data.docs import DocsSource
 from cramming.data.encode import Built, encode_corpus
-from cramming.data.hub import HubSource
 from cramming.data.readymade import copy_readymade
 from cramming.data.shards import (
     FORMAT_VERSION,
@@ -27,7 +24,10 @@ from cramming.data.shards import (
     fingerprint,
     open_prepared,
 )
-from cramming.data.source import Source
+from cramming.data.sources.corpus import TextSource
+from cramming.data.sources.docs import DocsSource
+from cramming.data.sources.hub import HubSource
+from cramming.data.sources.source import Source
 from cramming.data.tokenizer import load_tokenizer
 from cramming.errors import UserError
 from cramming.files import commit_folder, locked, no_space, sha256, short_hash, write_json

@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 from cramming.data.config import DataConfig, HubDataset
 from cramming.data.encode import Built, Counts, dtype_for
-from cramming.data.hub import hub_version, rows, unreachable
-from cramming.data.source import fraction
+from cramming.data.sources.hub import hub_version, rows, unreachable
+from cramming.data.sources.source import fraction
 from cramming.data.tokenizer import SPECIAL_TOKENS, letters_per_token, load_tokenizer, save_tokenizer, template
 from cramming.data.writer import ShardWriter
 from cramming.errors import UserError

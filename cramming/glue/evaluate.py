@@ -4,9 +4,9 @@ from pathlib import Path
 
 from cramming.data.prepare import prepare
 from cramming.errors import UserError
-from cramming.glue.pretrained import Pretrained, open_pretrained
+from cramming.glue.root import GlueRoot
 from cramming.glue.suite import Suite, run_suite, summary
-from cramming.roots import GlueRoot
+from cramming.model.saved import Pretrained, open_pretrained
 from cramming.train.tracking import check_wandb, close_wandb, open_wandb
 
 

@@ -11,7 +11,6 @@ from accelerate import Accelerator
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from cramming.accelerator import make_accelerator
 from cramming.errors import UserError
 from cramming.glue.config import GlueConfig
 from cramming.glue.encode import Encoded, encode, evaluation_batches, training_batches
@@ -19,6 +18,7 @@ from cramming.glue.metrics import compute_metrics
 from cramming.glue.schedule import lr_factor, total_steps
 from cramming.glue.sources import TaskData
 from cramming.glue.tasks import Task
+from cramming.parallel.world import make_accelerator
 
 CHECK_EVERY = 16  # updates between two looks at the loss; each look waits for the device
 

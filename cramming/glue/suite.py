@@ -24,12 +24,12 @@ from cramming.glue.finetune import (
     steps_of,
 )
 from cramming.glue.mini import load_mini
-from cramming.glue.pretrained import Pretrained, first_line, load_classifier, load_tokenizer
 from cramming.glue.schedule import warmup_steps
 from cramming.glue.sources import TaskData, limited, load_hub, load_local
 from cramming.glue.tasks import Task, chosen_tasks
+from cramming.model.saved import Pretrained, first_line, load_classifier, load_tokenizer
+from cramming.record import record_file, write_record
 from cramming.report.averages import averages
-from cramming.report.record import record_file, write_record
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from tqdm import tqdm
 from cramming.files import read_json, short_hash
 from cramming.images.config import ImagesConfig, Row
 from cramming.images.data import ImageData, load_images
+from cramming.images.root import ImagesRoot
 from cramming.images.train import build_row, train_row
-from cramming.report.record import record_file, write_record
-from cramming.roots import ImagesRoot
+from cramming.record import record_file, write_record
 
 
 def run_images(root: ImagesRoot) -> list[dict[str, Any]]:

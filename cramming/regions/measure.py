@@ -12,8 +12,8 @@ from tqdm import tqdm
 from transformers import AutoModel
 
 from cramming.errors import UserError
-from cramming.glue.pretrained import Pretrained, load_tokenizer, load_weights, open_pretrained
 from cramming.model import CrammedModel
+from cramming.model.saved import Pretrained, load_tokenizer, load_weights, open_pretrained
 from cramming.regions.text import Probe, read_text, tokenise
 from fff import PathFFF
 from fff.regions import recorded_inputs, routed_layers

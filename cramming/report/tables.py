@@ -7,12 +7,12 @@ import yaml
 
 from cramming.errors import UserError
 from cramming.files import write_atomic
+from cramming.record import read_records
 from cramming.report.curves import write_curves
 from cramming.report.groups import pretrain_groups, suite_groups
 from cramming.report.images import images_csv, images_markdown
 from cramming.report.leaves import leaves_csv, leaves_markdown
 from cramming.report.pretraining import pretraining_csv, pretraining_markdown
-from cramming.report.record import read_records
 from cramming.report.suites import glue_csv, glue_markdown, mini_csv, mini_markdown
 
 

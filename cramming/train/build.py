@@ -8,8 +8,8 @@ from cramming.data.shards import PreparedData
 from cramming.errors import UserError
 from cramming.model import CrammedConfig, CrammedForMaskedLM
 from cramming.model.ffn import build_ffn
-from cramming.roots import PretrainRoot
 from cramming.train.hardening import FORMS
+from cramming.train.root import PretrainRoot
 from fff.hardening import set_hardening
 
 

@@ -2,8 +2,8 @@
 
 import torch
 
+from cramming.machine import peak_flops
 from cramming.model.flops import ModelFlops
-from fff.machine import peak_flops
 
 
 class Meter:

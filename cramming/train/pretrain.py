@@ -5,12 +5,12 @@ from pathlib import Path
 
 import torch
 
-from cramming.accelerator import make_accelerator
 from cramming.data.shards import PreparedData, open_prepared
 from cramming.files import locked, read_json, write_json
-from cramming.report.record import record_file
-from cramming.roots import PretrainRoot
+from cramming.parallel.world import make_accelerator
+from cramming.record import record_file
 from cramming.train.build import check_layer
+from cramming.train.root import PretrainRoot
 from cramming.train.run import Run, RunFolder
 from cramming.train.tracking import check_wandb
 

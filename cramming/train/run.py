@@ -15,8 +15,7 @@ from cramming.data.shards import PreparedData
 from cramming.errors import Stopped
 from cramming.files import read_json, write_json
 from cramming.model.flops import training_flops
-from cramming.report.record import write_record
-from cramming.roots import PretrainRoot
+from cramming.record import write_record
 from cramming.train.build import build_model
 from cramming.train.checkpoint import Checkpoints, TrainState
 from cramming.train.compiled import compiled, warm_up
@@ -37,6 +36,7 @@ from cramming.train.loop import Trainer
 from cramming.train.meter import Meter
 from cramming.train.optim import build_optimiser
 from cramming.train.profiling import Profile
+from cramming.train.root import PretrainRoot
 from cramming.train.tracking import close_wandb, open_wandb
 from cramming.train.usage import UsageHook, heatmap, wandb_usage
 from cramming.train.validate import Validation

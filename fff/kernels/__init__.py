@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fff.kernels import cpu, triton
+from fff.kernels.cpu import operators as cpu
 from fff.kernels.gather import gather
 from fff.kernels.masked import masked
+from fff.kernels.triton import operators as triton
 from fff.reference import PathResult, path_fff
 from fff.topology import nodes_in_tree, path_length
 

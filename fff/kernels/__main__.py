@@ -2,7 +2,7 @@
 
 import sys
 
-from fff.kernels.build import BuildError, cache_folder, load
+from fff.kernels.cpu.build import BuildError, cache_folder, load
 
 try:
     load()

@@ -1,0 +1,1 @@
+"""Foreign weights into models of this project. Not their training."""

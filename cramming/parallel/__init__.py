@@ -1,0 +1,1 @@
+"""Processes and devices: the one door to accelerate and torch.distributed. Not the training (train)."""

@@ -1,0 +1,26 @@
+"""Frozen dataclasses from nested plain values, as JSON or composed YAML give them. Not composing them (config.py)."""
+
+import typing
+from dataclasses import is_dataclass
+from typing import Any, TypeVar
+
+Root = TypeVar("Root")
+
+
+def inner(kind: Any) -> tuple[type | None, bool]:
+    """The dataclass in a field's type `D` or `list[D]`, and whether it is a list of them."""
+    many = typing.get_origin(kind) is list
+    found = typing.get_args(kind)[0] if many else kind
+    return (found, many) if isinstance(found, type) and is_dataclass(found) else (None, False)
+
+
+def build(cls: type[Root], values: dict[str, Any]) -> Root:
+    """The frozen dataclass that nested plain values describe; its checks raise UserError."""
+    hints = typing.get_type_hints(cls)
+    built = {}
+    for name, value in values.items():
+        found, many = inner(hints[name])
+        if found is not None:
+            value = [build(found, item) for item in value] if many else build(found, value)
+        built[name] = value
+    return cls(**built)

@@ -1,0 +1,1 @@
+"""Provider `cpu`: the C++ (cpp/), its build, and the operators it offers to torch."""

@@ -1,0 +1,213 @@
+"""LeafFFF, the fast feedforward layer of arXiv 2308.14711 as a module. Not how it is computed (kernels.leaves)."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from fff.activations import activation_named
+from fff.decisions import straight_through_gates
+from fff.hardening import Decisions, Hardenable
+from fff.kernels.cpu import operators as cpu
+from fff.kernels.leaves import Leaves, decide, dense, mixture, one_leaf_each
+from fff.layers.operands import computing_dtype
+from fff.topology import first_node
+
+# The weights that autocast casts, by name.
+WEIGHTS = ("w_node", "b_node", "w_in", "b_in", "w_out", "b_out")
+MASTER = ("master_w_in", "master_b_in", "master_w_out", "master_b_out")
+
+
+class LeafFFF(Hardenable):
+    """A tree of 2^depth - 1 decisions over 2^depth small two-layer networks, of which inference takes one per token.
+
+    A decision's score is s = w_node[i] . x + b_node[i]. Hard, a token goes right if s > 0 and left otherwise, and the
+    output is its leaf's act(x w_in^T + b_in) w_out + b_out. Soft, which is the paper's and this layer's default in
+    training, it is the mean of all leaves weighted by the product of sigmoid(+-s / temperature) along their paths
+    (arXiv 2308.14711, "Method"). With a master leaf the output is k * master(x) + (1 - k) * that (arXiv 2405.16836);
+    k is trained without bounds from 0.5. Shapes: (..., d_in) -> (..., d_out).
+
+    In training with form "hard" the decisions have zero gradients (not none: data parallel training wants every
+    parameter used). The soft form's memory is bounded by its chunks; auxiliary losses and the region leak keep some
+    2^depth numbers per token besides.
+
+    Args:
+        depth: decisions on a path; 0 is the dense two-layer network.
+        leaf_width: hidden neurons of a leaf network.
+        activation: of the leaves; gelu, gelu_tanh, relu, silu, tanh or identity.
+        dropout: probability of dropping a hidden neuron of a leaf, in training.
+        region_leak: probability in [0, 0.5] that a decision is turned round in training.
+        master_width: hidden neurons of the master leaf; 0 for none.
+        chunk_neurons: hidden neurons (tokens x leaves x leaf_width) that the soft form holds at a time; where there are
+            more, the backward pass computes them again.
+
+    Parameters: w_node (2^depth - 1, d_in) and b_node (2^depth - 1), None at depth 0; w_in (2^depth, leaf_width, d_in),
+    b_in (2^depth, leaf_width), w_out (2^depth, leaf_width, d_out), b_out (2^depth, d_out); with a master leaf the same
+    of one leaf, named master_*, and mix (), its k.
+
+    Raises:
+        ValueError: a size below its minimum, a probability out of bounds or an unknown activation.
+    """
+
+    trees = 1  # as PathFFF's: this layer has one
+
+    def __init__(
+        self,
+        d_in: int,
+        d_out: int,
+        depth: int,
+        leaf_width: int,
+        *,
+        activation: str = "gelu",
+        dropout: float = 0.0,
+        region_leak: float = 0.0,
+        master_width: int = 0,
+        chunk_neurons: int = 2**23,
+    ) -> None:
+        super().__init__()
+        sizes = {"d_in": d_in, "d_out": d_out, "leaf_width": leaf_width, "chunk_neurons": chunk_neurons}
+        for name, value, least in (*((k, v, 1) for k, v in sizes.items()), ("depth", depth, 0)):
+            if value < least:
+                raise ValueError(f"{name}={value} is too small; it must be {least} or more")
+        if master_width < 0:
+            raise ValueError(f"master_width={master_width} is too small; it must be 0 (no master leaf) or more")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout={dropout} must be in [0, 1)")
+        if not 0 <= region_leak <= 0.5:
+            raise ValueError(f"region_leak={region_leak} must be from 0 to 0.5")
+        activation_named(activation)
+        self.d_in, self.d_out, self.depth, self.leaf_width = d_in, d_out, depth, leaf_width
+        self.activation, self.dropout, self.chunk_neurons = activation, dropout, chunk_neurons
+        self.master_width, self.region_leak, self.form = master_width, region_leak, "soft"
+        leaves, inner = 2**depth, first_node(depth)
+        self.w_node = nn.Parameter(torch.empty(inner, d_in)) if depth else None
+        self.b_node = nn.Parameter(torch.empty(inner)) if depth else None
+        self.w_in = nn.Parameter(torch.empty(leaves, leaf_width, d_in))
+        self.b_in = nn.Parameter(torch.empty(leaves, leaf_width))
+        self.w_out = nn.Parameter(torch.empty(leaves, leaf_width, d_out))
+        self.b_out = nn.Parameter(torch.empty(leaves, d_out))
+        shapes = ((master_width, d_in), (master_width,), (master_width, d_out), (d_out,))
+        for name, shape in zip(MASTER, shapes, strict=True):
+            self.register_parameter(name, nn.Parameter(torch.empty(shape)) if master_width else None)
+        self.mix = nn.Parameter(torch.empty(())) if master_width else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The authors' initialisation: U(+-1/sqrt(d_in)), and U(+-1/sqrt(leaf's width)) of the second layers."""
+        for name, parameter in self.named_parameters():
+            if name == "mix":
+                nn.init.constant_(parameter, 0.5)
+                continue
+            width = self.master_width if name.startswith("master") else self.leaf_width
+            bound = 1 / math.sqrt(width if name.endswith("out") else self.d_in)
+            nn.init.uniform_(parameter, -bound, bound)
+        nn.init.ones_(self.temperature)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer: (..., d_in) -> (..., d_out), in x's dtype or autocast's.
+
+        Raises:
+            ValueError: x has another last dimension, dtype or device than the weights.
+        """
+        return self._apply_layer(x, with_decisions=False)[0]
+
+    def forward_with_losses(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The same, with the auxiliary losses that `losses` names (see fff.hardening)."""
+        y, decisions = self._apply_layer(x, with_decisions=bool(self.losses))
+        return y, self.auxiliary_losses(decisions) if decisions is not None else {}
+
+    @torch.no_grad()
+    def path(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Visited nodes (..., 1, depth + 1) int64 in heap order, and the decisions' scores (..., 1, depth).
+
+        The last node is the leaf: leaf number + 2^depth - 1. The 1 is the number of trees, as in PathFFF.
+        """
+        x, weights = self._operands(x)
+        flat = x.reshape(-1, self.d_in)
+        nodes, scores = self._decide(flat, weights, None)
+        return nodes.view(*x.shape[:-1], 1, self.depth + 1), scores.reshape(*x.shape[:-1], 1, self.depth)
+
+    def _apply_layer(self, x: Tensor, *, with_decisions: bool) -> tuple[Tensor, Decisions | None]:
+        x, weights = self._operands(x)
+        flat = x.reshape(-1, self.d_in)
+        apply: Callable[..., tuple[Tensor, Decisions | None]] = self._on_path
+        if not with_decisions and self._infers_in_cpp(x):
+            apply = self._in_cpp
+        elif self.active_form == "soft" and self.depth:
+            apply = self._soft
+        y, decisions = apply(flat, weights, with_decisions)
+        if self.mix is not None:
+            master = Leaves(*(weights[name] for name in MASTER))
+            y = torch.lerp(y, dense(flat, master, self.activation, self._dropout), self.mix.to(y.dtype))
+        return y.view(*x.shape[:-1], self.d_out), decisions
+
+    def _in_cpp(self, x: Tensor, weights: dict[str, Tensor], _: bool) -> tuple[Tensor, None]:
+        return cpu.leaf_output(x, weights["w_node"], weights["b_node"], self._leaves(weights), self.activation), None
+
+    def _infers_in_cpp(self, x: Tensor) -> bool:
+        """Whether this call is hard inference that provider `cpu` can do (training and the soft form are not)."""
+        plain = not (self.training or torch.is_grad_enabled() or self.depth == 0 or self.active_form == "soft")
+        return plain and x.device.type == "cpu" and cpu.available(x.device, x.dtype) is None
+
+    def _on_path(self, x: Tensor, weights: dict[str, Tensor], _: bool) -> tuple[Tensor, Decisions]:
+        leaves = self._leaves(weights)
+        nodes, scores = self._decide(x, weights, self.leak(x.shape[0], self.depth))
+        if self.depth == 0:
+            y = dense(x, Leaves(*(weight[0] for weight in leaves)), self.activation, self._dropout)
+        else:
+            leaf = nodes[:, -1] - first_node(self.depth)
+            y = one_leaf_each(x, leaf, leaves, self.activation, self._dropout)
+            if torch.is_grad_enabled():
+                gate = straight_through_gates(nodes, nn.functional.pad(scores, (0, 1)), self.temperature)[:, -1:]
+                slope = 1.0 if self.active_form == "straight_through" else 0.0
+                y = y * (1 + slope * (gate - gate.detach())).to(y.dtype)
+        scores, nodes = scores[:, None], nodes[:, None, :-1]
+        return y, Decisions(scores, nodes, torch.ones_like(scores), first_node(self.depth))
+
+    def _soft(self, x: Tensor, weights: dict[str, Tensor], with_decisions: bool) -> tuple[Tensor, Decisions | None]:
+        tokens, inner = x.shape[0], first_node(self.depth)
+        flips = self.leak(tokens, inner)
+        fixed = (weights["w_node"], weights["b_node"], self._leaves(weights), self.activation, self._dropout)
+        size = max(1, self.chunk_neurons // self.w_in[..., 0].numel())
+        again = tokens > size and torch.is_grad_enabled()
+        kept: list[tuple[Tensor, ...]] = []
+        for start in range(0, max(1, tokens), size):
+            span = slice(start, start + size)
+            operands = (x[span], *fixed, self.temperature, None if flips is None else flips[span])
+            found = checkpoint(mixture, *operands, use_reentrant=False) if again else mixture(*operands)
+            kept.append(found if with_decisions else found[:1])
+        y, *rest = (parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*kept, strict=True))
+        if not with_decisions:
+            return y, None
+        scores, reached = (part[:, None] for part in rest)
+        nodes = torch.arange(inner, device=x.device).expand(tokens, 1, -1)
+        return y, Decisions(scores, nodes, reached, inner)
+
+    def _decide(self, x: Tensor, weights: dict[str, Tensor], flips: Tensor | None) -> tuple[Tensor, Tensor]:
+        if self.depth == 0:
+            return x.new_zeros(x.shape[0], 1, dtype=torch.int64), x.new_zeros(x.shape[0], 0)
+        return decide(x, weights["w_node"], weights["b_node"], flips)
+
+    def _leaves(self, weights: dict[str, Tensor]) -> Leaves:
+        return Leaves(*(weights[name] for name in WEIGHTS[2:]))
+
+    @property
+    def _dropout(self) -> float:
+        return self.dropout if self.training else 0.0
+
+    def _operands(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Input and weights in the dtype of the computation: autocast's as for nn.Linear, else their own."""
+        dtype = computing_dtype(x, self.w_in, self.d_in)
+        named = {name: getattr(self, name) for name in (*WEIGHTS, *MASTER)}
+        return x.to(dtype), {name: weight.to(dtype) for name, weight in named.items() if weight is not None}
+
+    def extra_repr(self) -> str:
+        """Sizes and choices, for print."""
+        leaves = f"{2**self.depth} leaves of {self.leaf_width} neurons"
+        master = f", master_width={self.master_width}" if self.master_width else ""
+        return (
+            f"{self.d_in}, {self.d_out}, depth={self.depth} ({leaves}), activation={self.activation}, "
+            f"dropout={self.dropout}{master}"
+        )

@@ -1,0 +1,189 @@
+"""PathFFF, the fast feedforward layer of arXiv 2311.10770 as a module. Not how it is computed (kernels)."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.compiler import is_compiling
+
+from fff.activations import activation_named
+from fff.hardening import Decisions, Hardenable
+from fff.kernels import PROVIDERS, Provider, Shortcut, check, choose
+from fff.kernels.gather import visit
+from fff.kernels.masked import soft
+from fff.layers.operands import computing_dtype
+from fff.topology import first_node, nodes_in_tree, path_length, trained_neurons, used_neurons
+
+CHOICE_DEPENDS_ON = ("activation", "execution", "provider", "evaluation_form")
+
+
+class PathFFF(Hardenable):
+    """Trees of neurons of which a token visits one path each: depth + 1 of 2^(depth+1) - 1 nodes.
+
+    y = sum over trees and path nodes i of act(s_i) * w_out[i], with the score s_i = w_in[i] . x + b_in[i]; a token goes
+    right if s_i > 0 and left otherwise (arXiv 2311.10770, section 2.1). Shapes: (..., d_in) -> (..., d_out).
+
+    Args:
+        depth: decisions on a path; 0 is a layer of `trees` ordinary neurons.
+        trees: parallel trees, whose outputs are summed.
+        bias: whether nodes have an input bias. There is no output bias.
+        activation: gelu, gelu_tanh, relu, silu, tanh or identity.
+        execution: "masked" computes all nodes and zeroes those off the path (the authors' training form),
+            "conditional" the path nodes alone, forward and backward; "auto" takes what is faster. Same results.
+        provider: who computes it, see fff.kernels; "auto" takes the fastest available.
+
+    Parameters: w_in (trees, nodes, d_in), b_in (trees, nodes) or None, w_out (trees, nodes, d_out), heap order.
+
+    Raises:
+        ValueError: a size below its minimum, an unknown name, or execution and provider contradict each other.
+    """
+
+    w_in: nn.Parameter
+    b_in: nn.Parameter | None
+    w_out: nn.Parameter
+    _chosen: dict[tuple[torch.device, torch.dtype], str]
+    _shortcut: Shortcut | None
+
+    def __init__(
+        self,
+        d_in: int,
+        d_out: int,
+        depth: int,
+        trees: int = 1,
+        *,
+        bias: bool = True,
+        activation: str = "gelu",
+        execution: str = "auto",
+        provider: str = "auto",
+    ) -> None:
+        super().__init__()
+        for name, value, least in (("d_in", d_in, 1), ("d_out", d_out, 1), ("depth", depth, 0), ("trees", trees, 1)):
+            if value < least:
+                raise ValueError(f"{name}={value} is too small; it must be {least} or more")
+        activation_named(activation)
+        check(execution, provider)
+        self.d_in, self.d_out, self.depth, self.trees = d_in, d_out, depth, trees
+        self.activation, self.execution, self.provider = activation, execution, provider
+        self._forget_choice()
+        nodes = nodes_in_tree(depth)
+        self.w_in = nn.Parameter(torch.empty(trees, nodes, d_in))
+        self.register_parameter("b_in", nn.Parameter(torch.empty(trees, nodes)) if bias else None)
+        self.w_out = nn.Parameter(torch.empty(trees, nodes, d_out))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The authors' layer initialisation: U(+-1/sqrt(d_in)) in, U(+-1/sqrt((depth + 1) trees)) out."""
+        bound = 1 / math.sqrt(self.d_in)
+        nn.init.uniform_(self.w_in, -bound, bound)
+        if self.b_in is not None:
+            nn.init.uniform_(self.b_in, -bound, bound)
+        bound = 1 / math.sqrt(used_neurons(self.trees, self.depth))
+        nn.init.uniform_(self.w_out, -bound, bound)
+        nn.init.ones_(self.temperature)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer: (..., d_in) -> (..., d_out), in x's dtype or autocast's.
+
+        Raises:
+            ValueError: x has another last dimension, dtype or device than the weights.
+        """
+        # The short way: at one token, all questions that the long one asks take as long as the layer. It comes and
+        # goes, so tracing must not see it: a model would be compiled anew.
+        if not self.training and not is_compiling() and (shortcut := self._shortcut) is not None:
+            y = shortcut(x, self._parameters)
+            if y is not None:
+                return y
+        if self.active_form == "soft":
+            return self._soft(x)[0]
+        provider, arguments = self._call(x)
+        y = provider.output(*arguments) if provider.output else provider.function(*arguments).y
+        return y if x.dim() == 2 else y.view(*x.shape[:-1], self.d_out)
+
+    def forward_with_losses(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The same, with the auxiliary losses that `losses` names (see fff.hardening)."""
+        if not self.losses:
+            return self.forward(x), {}
+        y, decisions = self._soft(x) if self.active_form == "soft" else self._on_path(x)
+        return y, self.auxiliary_losses(decisions)
+
+    def _on_path(self, x: Tensor) -> tuple[Tensor, Decisions]:
+        provider, arguments = self._call(x)
+        y, nodes, scores = provider.function(*arguments)
+        scores, nodes = scores[..., :-1], nodes[..., :-1]
+        return y.view(*x.shape[:-1], self.d_out), Decisions(
+            scores, nodes, torch.ones_like(scores), first_node(self.depth)
+        )
+
+    def _call(self, x: Tensor) -> tuple[Provider, tuple[Any, ...]]:
+        """Who computes the hard forms for x, and the arguments for them: x as (N, d_in)."""
+        x, w_in, b_in, w_out = self._operands(x)
+        flat = x if x.dim() == 2 else x.reshape(-1, self.d_in)
+        flips = self.leak(flat.shape[0], self.trees, self.depth) if self.training else None
+        temperature = self.temperature if self.active_form == "straight_through" else None
+        return self._provider_for(x), (flat, w_in, b_in, w_out, self.activation, flips, temperature)
+
+    def _provider_for(self, x: Tensor) -> Provider:
+        if is_compiling():
+            return choose(self.execution, self.provider, x.device, x.dtype, self.trees, self.depth)
+        key = (x.device, x.dtype)  # chosen once: at one token the choice would show
+        if (known := self._chosen.get(key)) is not None:
+            return PROVIDERS[known]
+        chosen = choose(self.execution, self.provider, *key, self.trees, self.depth)
+        self._chosen[key] = chosen.name
+        if chosen.shortcut and self.evaluation_form == "hard":
+            self._shortcut = chosen.shortcut(self.activation)
+        return chosen
+
+    def _soft(self, x: Tensor) -> tuple[Tensor, Decisions]:
+        x, w_in, b_in, w_out = self._operands(x)
+        flat, inner = x.reshape(-1, self.d_in), first_node(self.depth)
+        flips = self.leak(flat.shape[0], self.trees, inner)
+        y, scores, reached = soft(flat, w_in, b_in, w_out, self.activation, self.temperature, flips)
+        nodes = torch.arange(inner, device=x.device).expand(*scores.shape[:-1], -1)
+        decisions = Decisions(scores[..., :inner], nodes, reached[..., :inner], inner)
+        return y.view(*x.shape[:-1], self.d_out), decisions
+
+    def refuse_form(self, form: str) -> str | None:
+        """Why this layer cannot take the form: the soft one needs all nodes, and conditional providers compute few."""
+        asked = self.provider if self.provider != "auto" else self.execution
+        if form == "soft" and asked not in ("auto", "masked"):
+            return f"it needs all nodes, and this PathFFF asks for {asked!r}; leave provider and execution at 'auto'"
+        return None
+
+    @torch.no_grad()
+    def path(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Visited nodes and their scores, both (..., trees, depth + 1): int64 in heap order, and floats."""
+        x, w_in, b_in, _ = self._operands(x)
+        nodes, scores = visit(x.reshape(-1, self.d_in), w_in, b_in)
+        shape = (*x.shape[:-1], self.trees, path_length(self.depth))
+        return nodes.view(shape), scores.view(shape)
+
+    def _operands(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        """Input and weights in the dtype of the computation: autocast's as for nn.Linear, else their own."""
+        w_in, b_in, w_out = self.w_in, self.b_in, self.w_out
+        dtype = computing_dtype(x, w_in, self.d_in)
+        if dtype == x.dtype == w_in.dtype:
+            return x, w_in, b_in, w_out
+        return x.to(dtype), w_in.to(dtype), b_in.to(dtype) if b_in is not None else None, w_out.to(dtype)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name in CHOICE_DEPENDS_ON:
+            self._forget_choice()
+
+    def _forget_choice(self) -> None:
+        self._chosen, self._shortcut = {}, None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Another machine may choose otherwise, and a shortcut is a function of this one's library.
+        return {**self.__dict__, "_chosen": {}, "_shortcut": None}
+
+    def extra_repr(self) -> str:
+        """Sizes and choices, for print."""
+        neurons = f"{used_neurons(self.trees, self.depth)} of {trained_neurons(self.trees, self.depth)} neurons"
+        return (
+            f"{self.d_in}, {self.d_out}, depth={self.depth}, trees={self.trees} ({neurons}), "
+            f"bias={self.b_in is not None}, activation={self.activation}, "
+            f"execution={self.execution}, provider={self.provider}"
+        )

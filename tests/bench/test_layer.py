@@ -1,0 +1,90 @@
+"""Benchmarks: a wrong layer is never timed, and cases are timed in turn."""
+
+import time
+
+import pytest
+import torch
+from torch import Tensor
+
+from bench.cases import WIDTH, check, inputs
+from bench.layer import main
+from bench.timing import REPEATED_BELOW, figures, interleaved
+from fff.layers.path import PathFFF
+
+CPU = torch.device("cpu")
+
+
+class Wrong(PathFFF):
+    """Its third token is off."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x).clone()
+        y[2, 0] += 0.01
+        return y
+
+
+@pytest.mark.parametrize("provider", ["masked", "gather"])
+def test_a_wrong_layer_is_refused(provider: str) -> None:
+    torch.manual_seed(0)
+    x = inputs("iid", 8, 1)[0]
+    assert check(PathFFF(WIDTH, WIDTH, 3, provider=provider), x) < 1e-5
+    with pytest.raises(AssertionError, match=f"{provider}: error"):
+        check(Wrong(WIDTH, WIDTH, 3, provider=provider), x)
+
+
+def test_a_wrong_walk_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    layer, other = (PathFFF(WIDTH, WIDTH, 3, provider="gather") for _ in range(2))
+    monkeypatch.setattr(layer, "w_in", other.w_in)
+    monkeypatch.setattr("bench.cases.path_fff", lambda x, w, *rest: _definition(x, -w, *rest))
+    with pytest.raises(AssertionError, match="gather: other nodes than defined"):
+        check(layer, inputs("iid", 64, 1)[0])
+
+
+def _definition(*arguments):
+    from fff.reference import path_fff
+
+    return path_fff(*arguments)
+
+
+def test_skewed_inputs_visit_few_leaves_often() -> None:
+    torch.manual_seed(0)
+    layer = PathFFF(WIDTH, WIDTH, 8)
+    leaves = {kind: layer.path(inputs(kind, 2048, 1)[0])[0][:, 0, -1].unique().numel() for kind in ("iid", "skewed")}
+    assert leaves["iid"] > 200
+    assert leaves["skewed"] < leaves["iid"] / 2
+
+
+def test_cases_take_turns_and_quick_ones_repeat() -> None:
+    order: list[str] = []
+
+    def case(name: str, seconds: float):
+        def call(number: int) -> None:
+            order.append(name)
+            until = time.perf_counter() + seconds
+            while time.perf_counter() < until:
+                pass
+
+        return call
+
+    cases = {"slow": case("slow", REPEATED_BELOW), "quick": case("quick", REPEATED_BELOW / 20)}
+    samples = interleaved(cases, CPU, 0.0, least=3)
+    turns = "".join(name[0] for name in order).lstrip("s").lstrip("q")
+    assert [len(block) for block in turns.replace("q", " ").split()] == [1, 1, 1]
+    assert all(sample.first == sample.steady >= REPEATED_BELOW for sample in samples["slow"])
+    row = figures(samples["quick"])
+    assert row["n"] == 3
+    assert REPEATED_BELOW / 20 <= row["min_s"] <= row["median_s"] <= row["max_s"]
+    assert order.count("quick") > 3 * 3
+
+
+def test_the_command_prints_and_writes_ratios(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
+    threads = torch.get_num_threads()
+    out = tmp_path / "bench.json"
+    options = f"--shapes 1x5 --tokens 4 --modes inference --seconds 0 --threads {threads} --out {out}"
+    main(options.split())
+    printed = capsys.readouterr().out
+    assert "gather" in printed
+    assert "dense 64 float32" in printed
+    assert "floors: operations" in printed
+    assert out.exists()

@@ -1,0 +1,128 @@
+"""The authors' names and shapes against the formulas of their architecture, written out anew."""
+
+import math
+
+import pytest
+import torch
+from torch.nn.functional import gelu, layer_norm
+
+from cramming.convert.ultrafast import convert, convert_folder
+from cramming.errors import UserError
+
+H, HEADS, LAYERS, V, S = 32, 4, 2, 50, 16
+
+
+def synthetic(trees: int, depth: int) -> dict[str, torch.Tensor]:
+    torch.manual_seed(trees * 100 + depth)
+    rows = trees * (2 ** (depth + 1) - 1)
+    word = torch.randn(V, H)
+    state = {
+        "encoder.embedding.word_embedding.weight": word,
+        "encoder.embedding.pos_embedding.scale_factor": torch.tensor([0.3]),
+        "encoder.final_norm.weight": torch.randn(H),
+        "encoder.final_norm.bias": torch.randn(H),
+        "encoder.embedding.norm.weight": torch.randn(H),
+        "encoder.embedding.norm.bias": torch.randn(H),
+        "decoder.weight": word.clone(),
+    }
+    for i in range(LAYERS):
+        p = f"encoder.layers.{i}."
+        for norm in ("norm1", "norm2"):
+            state[f"{p}{norm}.weight"], state[f"{p}{norm}.bias"] = torch.randn(H), torch.randn(H)
+        state[p + "attn.self_attention.norm_factor"] = torch.tensor(1 / math.sqrt(H / HEADS))
+        state[p + "attn.self_attention.query_key_value.weight"] = torch.randn(3 * H, H) / 4
+        state[p + "attn.dense.weight"] = torch.randn(H, H) / 4
+        state[p + "ffn.linear_in.weight"] = torch.randn(rows, H)
+        state[p + "ffn.linear_in.bias"] = torch.randn(rows)
+        state[p + "ffn.linear_out.weight"] = torch.randn(H, rows) / 4
+    return state
+
+
+def formulas(state: dict[str, torch.Tensor], tokens: torch.Tensor, trees: int, depth: int) -> torch.Tensor:
+    """Their forward pass in float64, one token and one tree at a time."""
+    w = {k: v.double() for k, v in state.items()}
+
+    def norm(x: torch.Tensor, name: str) -> torch.Tensor:
+        return layer_norm(x, (H,), w[name + ".weight"], w[name + ".bias"], 1e-12)
+
+    position = torch.zeros(tokens.shape[1], H, dtype=torch.float64)
+    for p in range(tokens.shape[1]):
+        for j in range(0, H, 2):
+            angle = p * math.exp(-j * math.log(10000.0) / H)
+            position[p, j], position[p, j + 1] = math.sin(angle), math.cos(angle)
+    x = (
+        w["encoder.embedding.word_embedding.weight"][tokens]
+        + w["encoder.embedding.pos_embedding.scale_factor"] * position
+    )
+    x = norm(x, "encoder.embedding.norm")
+    for i in range(LAYERS):
+        p = f"encoder.layers.{i}."
+        qkv = (norm(x, p + "norm1") @ w[p + "attn.self_attention.query_key_value.weight"].T).view(
+            *x.shape[:2], HEADS, 3, -1
+        )
+        q, k, v = (qkv[..., j, :].transpose(1, 2) for j in range(3))
+        mixed = ((q @ k.mT) * w[p + "attn.self_attention.norm_factor"]).softmax(-1) @ v
+        x = x + mixed.transpose(1, 2).reshape(x.shape) @ w[p + "attn.dense.weight"].T
+        y = norm(x, p + "norm2")
+        out = torch.zeros_like(x)
+        nodes = 2 ** (depth + 1) - 1
+        for b in range(x.shape[0]):
+            for s in range(x.shape[1]):
+                for tree in range(trees):
+                    node = 0
+                    for _ in range(depth + 1):
+                        row = tree * nodes + node
+                        score = w[p + "ffn.linear_in.weight"][row] @ y[b, s] + w[p + "ffn.linear_in.bias"][row]
+                        out[b, s] += gelu(score) * w[p + "ffn.linear_out.weight"][:, row]
+                        node = 2 * node + (2 if score > 0 else 1)
+        x = x + out
+    return norm(x, "encoder.final_norm") @ w["decoder.weight"].T
+
+
+@pytest.mark.parametrize(("trees", "depth"), [(1, 3), (3, 2), (5, 0)])
+def test_converted_model_computes_the_authors_formulas(trees: int, depth: int) -> None:
+    state = synthetic(trees, depth)
+    model = convert(state, trees=trees, heads=HEADS, seq_len=S).double()
+    tokens = torch.randint(0, V, (2, S))
+    expected = formulas(state, tokens, trees, depth)
+    # float32 tables (sinusoids) enter a float64 model: agreement is theirs.
+    torch.testing.assert_close(model(input_ids=tokens).logits, expected, atol=2e-5, rtol=1e-5)
+
+
+def test_folder_round_trip(tmp_path) -> None:
+    from transformers import AutoModelForMaskedLM
+
+    (tmp_path / "theirs").mkdir()
+    torch.save(synthetic(1, 2), tmp_path / "theirs" / "pytorch_model.bin")
+    model = convert_folder(tmp_path / "theirs", tmp_path / "ours", heads=HEADS)
+    again = AutoModelForMaskedLM.from_pretrained(tmp_path / "ours").eval()
+    tokens = torch.randint(0, V, (2, S))
+    torch.testing.assert_close(again(input_ids=tokens).logits, model(input_ids=tokens).logits, rtol=0, atol=0)
+
+
+def test_misfits_are_named() -> None:
+    state = synthetic(1, 2)
+    with pytest.raises(UserError, match="--trees"):
+        convert(state, trees=2, heads=HEADS)
+    broken = {k: v for k, v in state.items() if k != "encoder.layers.1.attn.dense.weight"}
+    with pytest.raises(UserError, match=r"encoder\.layers\.1\.attn\.dense\.weight"):
+        convert(broken, heads=HEADS)
+    with pytest.raises(UserError, match=r"pooler\.weight"):
+        convert(state | {"pooler.weight": torch.zeros(1)}, heads=HEADS)
+    with pytest.raises(UserError, match="--trees"):
+        convert(state, trees=0, heads=HEADS)
+
+
+def test_bad_folders_are_named(tmp_path) -> None:
+    weights = tmp_path / "theirs" / "pytorch_model.bin"
+    weights.parent.mkdir()
+    with pytest.raises(UserError, match=r"neither model\.safetensors nor"):
+        convert_folder(weights.parent, tmp_path / "ours")
+    torch.save(synthetic(1, 2), weights)
+    with pytest.raises(UserError, match="--heads"):
+        convert_folder(weights.parent, tmp_path / "ours", heads=HEADS + 1)
+    for content in (b"", weights.read_bytes()[:-200]):
+        weights.write_bytes(content)
+        with pytest.raises(UserError, match="the weights are damaged"):
+            convert_folder(weights.parent, tmp_path / "ours", heads=HEADS)
+    assert not (tmp_path / "ours").exists()

@@ -1,0 +1,171 @@
+import dataclasses
+import errno
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cramming.data import writer
+from cramming.data.prepare import prepare
+from cramming.data.shards import PreparedData, open_prepared
+from cramming.errors import UserError
+from tests.helpers.data import make_documents, text_config, write_txt
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    return write_txt(tmp_path_factory.mktemp("corpus") / "corpus.txt", make_documents(300))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, corpus) -> PreparedData:
+    return prepare(text_config([corpus]), tmp_path_factory.mktemp("out"))
+
+
+def test_a_damaged_shard_is_named(tmp_path, corpus):
+    data = prepare(text_config([corpus]), tmp_path)
+    shard = data.folder / "train-00000.bin"
+    whole = bytearray(shard.read_bytes())
+    whole[100] ^= 1
+    shard.write_bytes(whole)
+    with pytest.raises(UserError, match=r"train-00000.bin is damaged: its hash"):
+        open_prepared(data.folder)
+    shard.write_bytes(whole[:-2])
+    with pytest.raises(UserError, match=r"train-00000.bin is damaged: \d+ bytes where"):
+        prepare(text_config([corpus]), tmp_path)
+    shard.unlink()
+    with pytest.raises(UserError, match=r"train-00000.bin is missing"):
+        open_prepared(data.folder)
+
+
+def test_a_changed_manifest_is_noticed(tmp_path, corpus):
+    data = prepare(text_config([corpus]), tmp_path)
+    manifest = json.loads((data.folder / "manifest.json").read_text())
+    manifest["counts"]["train_tokens"] += 1
+    (data.folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="fingerprint"):
+        open_prepared(data.folder)
+
+
+def run_prepare(corpus: Path, output: Path, queue) -> None:
+    queue.put(prepare(text_config([corpus]), output).fingerprint)
+
+
+def test_two_processes_make_it_once(tmp_path, corpus, data):
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    processes = [context.Process(target=run_prepare, args=(corpus, tmp_path, queue)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    assert [queue.get(timeout=60) for _ in processes] == [data.fingerprint] * 3
+    for process in processes:
+        process.join()
+    assert [path.name for path in (tmp_path / "data").iterdir() if not path.name.startswith(".")] == [data.folder.name]
+
+
+CHILD = """
+import signal
+import sys
+from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background of a shell has it ignored
+sys.path.insert(0, {tests!r})
+from tests.helpers.data import text_config
+from cramming.data import encode
+from cramming.data.prepare import prepare
+chunks = encode.chunks
+def slow(*arguments):
+    for number, chunk in enumerate(chunks(*arguments)):
+        yield chunk
+        if number == 3:
+            print("half", flush=True)
+            sys.stdin.read()
+encode.chunks = slow
+encode.CHUNK_CHARACTERS = 3000
+prepare(text_config([{corpus!r}], workers=2), Path({output!r}))
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_killed_half_way_leaves_no_result_and_starts_anew(tmp_path, corpus, data, how):
+    code = CHILD.format(tests=str(Path(__file__).parents[3]), corpus=str(corpus), output=str(tmp_path))
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"half\n"
+        workers = children_of(child.pid)
+        assert len(workers) == 2
+        child.send_signal(how)
+        child.wait()
+    final = tmp_path / "data" / data.folder.name
+    assert not final.exists()
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{pid}").exists() and is_alive(pid) for pid in workers):
+        assert time.monotonic() < deadline, "workers outlived their parent"
+    assert prepare(text_config([corpus]), tmp_path).fingerprint == data.fingerprint
+    assert not list((tmp_path / "data").glob(".*.partial"))
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(number) for number in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_full_disk_is_a_clear_error_and_leaves_nothing(tmp_path, corpus, monkeypatch, number):
+    def full(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(writer.ShardWriter, "write_rows", full)
+    with pytest.raises(UserError, match=r"disk of .* is full"):
+        prepare(text_config([corpus]), tmp_path)
+    assert not [path for path in (tmp_path / "data").iterdir() if path.is_dir()]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_tokens_per_char": 0.001}, r"data\.max_tokens_per_char=0\.001 left out \d+ of \d+ documents"),
+        ({"seq_len": 100_000}, r"less than one sequence of data\.seq_len=100000"),
+        ({"valid_share": 1e-9}, r"held-out text \(0 documents\).*raise data\.valid_share"),
+        ({"vocab_size": 30_000}, r"data\.vocab_size is 30000, but the text gives \d+ tokens"),
+        ({"tokenizer": "/nowhere"}, r"data\.tokenizer: /nowhere/tokenizer\.json is missing"),
+    ],
+)
+def test_what_cannot_work_is_said(tmp_path, corpus, changes, message):
+    with pytest.raises(UserError, match=message):
+        prepare(text_config([corpus], **changes), tmp_path)
+    assert not list((tmp_path / "data").glob("tiny-*"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"source": "web"}, r"data\.source"),
+        ({"order": "sorted"}, r"data\.order"),
+        ({"seq_len": 0}, r"data\.seq_len"),
+        ({"vocab_size": 10}, r"data\.vocab_size"),
+        ({"valid_share": 1.0}, r"data\.valid_share"),
+        ({"valid_share": 0.0}, r"data\.valid_share"),
+        ({"max_megabytes": -1.0}, r"data\.max_megabytes"),
+        ({"max_tokens_per_char": float("nan")}, r"data\.max_tokens_per_char"),
+        ({"workers": -1}, r"data\.workers"),
+        ({"name": "a/b"}, r"data\.name"),
+        ({"source": "hub", "files": []}, r"data\.hub"),
+        ({"source": "docs"}, r"data\.files"),
+    ],
+)
+def test_bad_settings_name_their_key(changes, key):
+    with pytest.raises(UserError, match=key):
+        dataclasses.replace(text_config(["a.txt"]), **changes)

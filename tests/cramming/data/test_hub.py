@@ -1,0 +1,116 @@
+import json
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from cramming.data.config import DataConfig, HubDataset
+from cramming.data.prepare import prepare
+from cramming.data.sources.hub import HubSource
+from cramming.data.tokenizer import SPECIAL_TOKENS, train_tokenizer
+from cramming.errors import UserError
+from tests.helpers.data import make_documents
+
+TEXTS = make_documents(200)
+
+
+def local_set(folder: Path, **columns) -> HubDataset:
+    (folder / "data").mkdir(parents=True)
+    pyarrow.parquet.write_table(pyarrow.table(columns), folder / "data" / "train-00000-of-00001.parquet")
+    return HubDataset(id=str(folder), column=next(iter(columns)))
+
+
+def hub_config(*hub: HubDataset, **changes) -> DataConfig:
+    settings = {"name": "h", "source": "hub", "valid_share": 0.1, "vocab_size": 200, "seq_len": 16, "workers": 1}
+    return DataConfig(hub=list(hub), **(settings | changes))
+
+
+def test_streamed_documents_become_tokens(tmp_path):
+    data = prepare(hub_config(local_set(tmp_path / "set", text=TEXTS)), tmp_path)
+    counts = data.manifest["counts"]
+    assert counts["documents"] + counts["documents_held_out"] == len(TEXTS)
+    assert set(data.held_out_documents()) <= set(TEXTS)
+    assert data.manifest["source"]["datasets"][0]["id"] == str(tmp_path / "set")
+    limited = prepare(hub_config(HubDataset(id=str(tmp_path / "set")), max_megabytes=0.03), tmp_path)
+    assert 0 < limited.manifest["counts"]["documents"] < counts["documents"]
+
+
+def test_two_sets_alternate_by_size_and_rows_are_joined(tmp_path):
+    long = local_set(tmp_path / "long", text=["a" * 100, "b" * 100, "c" * 100])
+    short = local_set(tmp_path / "short", line=[f"row {index}" for index in range(5)])
+    joined = HubDataset(id=short.id, column="line", join_rows=2)
+    source = HubSource([long, joined])
+    expected = ["a" * 100, "row 0\nrow 1", "row 2\nrow 3", "row 4", "b" * 100, "c" * 100]
+    assert list(source.documents(None)) == expected
+    assert list(source.documents(0.00011)) == expected[:2]
+
+
+def test_wrong_column_and_text_type_are_named(tmp_path):
+    dataset = local_set(tmp_path / "set", text=TEXTS)
+    with pytest.raises(UserError, match=r"no column 'body', but \['text'\]"):
+        prepare(hub_config(HubDataset(id=dataset.id, column="body")), tmp_path)
+    with pytest.raises(UserError, match="holds no text"):
+        list(HubSource([local_set(tmp_path / "numbers", n=[1, 2])]).documents(None))
+
+
+@pytest.mark.parametrize(
+    "error", [ConnectionError("no route"), FileNotFoundError("no such set"), ValueError("bad config")]
+)
+def test_unreachable_hub_is_one_clear_error(tmp_path, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    with pytest.raises(UserError, match=r"data\.hub: no/where .*cannot be read \(.*use data=docs or data=text"):
+        prepare(hub_config(HubDataset(id="no/where")), tmp_path)
+    assert not list((tmp_path / "data").glob("h-*"))
+
+
+def readymade(folder: Path) -> tuple[DataConfig, np.ndarray, dict[str, int]]:
+    """A set whose special tokens have other ids than ours, as the authors' hash order gives them."""
+    vocabulary = train_tokenizer(TEXTS, 200).get_vocab()
+    order = [*(token for token in sorted(vocabulary, key=vocabulary.__getitem__)[7:]), *reversed(SPECIAL_TOKENS)]
+    content = json.loads(train_tokenizer(TEXTS, 200).to_str())
+    content["model"]["vocab"] = {token: number for number, token in enumerate(order)}
+    content["added_tokens"] = [{**token, "id": order.index(token["content"])} for token in content["added_tokens"]]
+    content["added_tokens"].sort(key=lambda token: token["id"])
+    content["post_processor"] = None
+    sequences = np.random.default_rng(0).integers(0, 200, (2500, 16))
+    local_set(folder, input_ids=[row.tolist() for row in sequences])
+    (folder / "tokenizer").mkdir()
+    (folder / "tokenizer" / "tokenizer.json").write_text(json.dumps(content))
+    hub = HubDataset(id=str(folder), column="input_ids")
+    return hub_config(hub, source="readymade"), sequences, content["model"]["vocab"]
+
+
+def test_readymade_sequences_are_copied_and_renumbered(tmp_path):
+    config, sequences, vocabulary = readymade(tmp_path / "set")
+    data = prepare(config, tmp_path)
+    assert data.manifest["source"]["ids_renumbered"] is True
+    tokenizer = data.tokenizer()
+    assert tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS)) == list(range(7))
+    renumbered = np.zeros(200, dtype=np.int64)
+    for token, number in vocabulary.items():
+        renumbered[number] = tokenizer.convert_tokens_to_ids(token)
+    assert sorted(renumbered) == list(range(200))
+    rows = {tuple(row) for row in renumbered[sequences]}
+    train, valid = ({tuple(row) for row in shards.take(range(len(shards)))} for shards in (data.train, data.valid))
+    assert train | valid == rows
+    assert not train & valid
+    assert 150 < len(valid) < 350
+    assert len(data.held_out_documents()) == len(valid)
+
+
+def test_readymade_that_does_not_fit_is_refused(tmp_path):
+    config, _, _ = readymade(tmp_path / "set")
+    hub = config.hub[0]
+    with pytest.raises(UserError, match=r"data\.seq_len is 32, but .* has a row of 16 ids"):
+        prepare(hub_config(hub, source="readymade", seq_len=32), tmp_path)
+    with pytest.raises(UserError, match=r"set data\.vocab_size=200"):
+        prepare(hub_config(hub, source="readymade", vocab_size=300), tmp_path)
+    (tmp_path / "set" / "tokenizer" / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"tokenizer\.json is missing"):
+        prepare(hub_config(hub, source="readymade"), tmp_path)

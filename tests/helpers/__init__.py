@@ -1,0 +1,1 @@
+"""Small runs, texts and models that several tests share."""
