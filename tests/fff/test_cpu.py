@@ -17,8 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fff import LeafFFF, PathFFF
 from fff.kernels import choose
-from fff.kernels.cpu import operators as cpu
 from fff.kernels.cpu import build
+from fff.kernels.cpu import operators as cpu
 from fff.reference import leaf_fff, path_fff
 
 CPU = torch.device("cpu")
