@@ -25,7 +25,7 @@ def number(
     infinite: bool = False,
     hint: str = "",
 ) -> None:
-    """Refuse a number outside its bounds, NaN, and infinity unless `infinite` (UserError). None is no number and passes.
+    """Refuse a number outside its bounds, NaN, and infinity unless `infinite` (UserError); None, no number, passes.
 
     Args:
         least, most: bounds that the value may take; `above` and `below` are bounds that it may not.

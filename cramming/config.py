@@ -9,6 +9,8 @@ glue         cramming.glue.config.GlueConfig      cramming.glue.finetune
 images       cramming.images.config.ImagesConfig  cramming.images.suite
 """
 
+import difflib
+import os
 import sys
 import types
 import typing
@@ -20,11 +22,13 @@ from typing import Any, TypeVar
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
+from cramming.door import door, explained, tell
 from cramming.errors import Stopped, UserError
-from cramming.files import is_full_disk
 from cramming.glue.root import GlueRoot
 from cramming.images.root import ImagesRoot
 from cramming.record import git_state
@@ -68,43 +72,78 @@ def frozen(cls: type[Root], config: DictConfig) -> Root:
     return build(cls, values)
 
 
+class Told(Exception):
+    """A job's error whose line was printed already; a multirun goes on with its other jobs, here or elsewhere."""
+
+
 def entry(name: str) -> Callable[[Callable[[Any], None]], Callable[[], None]]:
     """Decorator of a script's main: reads configs/<name>.yaml and the command line, and ends errors in one line.
 
-    A mistake of the user ends with status 2. In a multirun the other jobs still run, and the status says so at the end;
-    only a signal ends them all.
+    A mistake of the user ends with status 2. In a multirun the other jobs still run, whatever launcher runs them, and
+    the status says so at the end; only a signal ends them all.
     """
 
     def decorate(main: Callable[[Any], None]) -> Callable[[], None]:
-        failed: list[str] = []
+        composed = False
 
         def task(config: DictConfig) -> None:
+            nonlocal composed
+            composed = True
             try:
                 main(frozen(ROOTS[name], config))
-            except UserError as error:
-                print(f"error: {error}", file=sys.stderr)
-                failed.append(str(error))
-                if isinstance(error, Stopped):  # meant for the whole command, also in a multirun
-                    sys.exit(2)
             except Exception as error:
-                if not is_full_disk(error):
+                text = explained(error)
+                if text is None or os.environ.get("FFF_TRACEBACK"):
                     raise
-                print(
-                    f"error: a disk is full ({error}); free some space (output_dir={config.get('output_dir')}, "
-                    f"results_dir={config.results_dir}) and run the same command.",
-                    file=sys.stderr,
-                )
-                failed.append("disk full")
-            if failed and HydraConfig.get().mode != RunMode.MULTIRUN:
-                sys.exit(2)
+                tell(text)
+                # A signal is meant for the whole command; other errors of a multirun's job let the next one run.
+                if isinstance(error, Stopped) or HydraConfig.get().mode != RunMode.MULTIRUN:
+                    sys.exit(2)
+                raise Told(text) from None
 
         def run() -> None:
-            git_state()  # now, not when a record is written: the checkout may have moved on by then
-            register()
-            hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=name)(task)()
-            if failed:
-                sys.exit(2)
+            with door():
+                check_configs()
+                git_state()  # now, not when a record is written: the checkout may have moved on by then
+                register()
+                os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here whole, instead of being printed there
+                try:
+                    hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=name)(task)()
+                except Told:
+                    sys.exit(2)
+                except Exception as error:
+                    if composed and not isinstance(error, HydraException | OmegaConfBaseException):
+                        raise
+                    raise UserError(composition_error(error)) from None
 
         return run
 
     return decorate
+
+
+def check_configs() -> None:
+    """UserError where the configurations are missing, as beside an installed wheel."""
+    if not CONFIGS.is_dir():
+        raise UserError(
+            f"{CONFIGS} is missing: commands need a checkout of the project (git clone, then make); what is installed "
+            "here is the library alone (import fff, import cramming.model)."
+        )
+
+
+def composition_error(error: BaseException) -> str:
+    """What Hydra or OmegaConf refused, as one line that names the key or the group's options."""
+    while isinstance(error.__cause__, OmegaConfBaseException) and error.__cause__.full_key:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if isinstance(error, OmegaConfBaseException) and error.full_key:
+        if error.parent_node is not None and error.key is not None and error.key not in error.parent_node:
+            near = difflib.get_close_matches(str(error.key), [str(key) for key in error.parent_node], n=1)
+            group = error.full_key.rpartition(".")[0]
+            known = (
+                f"did you mean {'.'.join(filter(None, (group, near[0])))}?" if near else "see configs/ for the keys."
+            )
+            return f"{error.full_key} is no key of this command; {known}"
+        return f"{error.full_key}: {lines[0].rstrip('.')}."
+    text = " ".join(line for line in lines if not line.startswith(("To append to", "Set the environment")))
+    text = text.partition(" Config search path")[0].partition(" See https://")[0]
+    return f"{text} (given: {' '.join(sys.argv[1:])})"

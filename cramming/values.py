@@ -1,8 +1,11 @@
 """Frozen dataclasses from nested plain values, as JSON or composed YAML give them. Not composing them (config.py)."""
 
+import difflib
 import typing
 from dataclasses import is_dataclass
 from typing import Any, TypeVar
+
+from cramming.errors import UserError
 
 Root = TypeVar("Root")
 
@@ -19,6 +22,9 @@ def build(cls: type[Root], values: dict[str, Any]) -> Root:
     hints = typing.get_type_hints(cls)
     built = {}
     for name, value in values.items():
+        if name not in hints:
+            near = difflib.get_close_matches(name, hints, n=1)
+            raise UserError(f"{name} is no key of {cls.__name__}" + (f"; did you mean {near[0]}?" if near else "."))
         found, many = inner(hints[name])
         if found is not None:
             value = [build(found, item) for item in value] if many else build(found, value)

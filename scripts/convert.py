@@ -1,11 +1,14 @@
 """Turn the authors' checkpoint (pbelcak/UltraFastBERT-*) into a model folder that transformers 5 reads."""
 
+import signal
+
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while libraries load ends without a traceback
+
 import argparse
-import sys
 from pathlib import Path
 
 from cramming.convert.ultrafast import convert_folder
-from cramming.errors import UserError
+from cramming.door import door
 
 
 def main() -> None:
@@ -15,11 +18,8 @@ def main() -> None:
     parser.add_argument("--trees", type=int, default=1, help="parallel trees of a layer (default 1)")
     parser.add_argument("--heads", type=int, default=None, help="attention heads (default: width / 64)")
     arguments = parser.parse_args()
-    try:
+    with door():
         model = convert_folder(arguments.checkpoint, arguments.out, trees=arguments.trees, heads=arguments.heads)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     print(f"{model.num_parameters():,} parameters written to {arguments.out}")
     print(f"next: AutoModelForMaskedLM.from_pretrained({str(arguments.out)!r}) after `import cramming.model`")
 

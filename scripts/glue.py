@@ -1,5 +1,9 @@
 """Finetune and score a pretrained model: `python scripts/glue.py experiment=quickstart glue=mini`. See configs/glue."""
 
+import signal
+
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while libraries load ends without a traceback
+
 import sys
 
 from cramming.config import entry

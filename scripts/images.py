@@ -1,5 +1,9 @@
 """The first paper's experiment, Table 1 of 2308.14711: `python scripts/images.py images=digits`. See configs/images."""
 
+import signal
+
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while libraries load ends without a traceback
+
 import sys
 
 from cramming.config import entry

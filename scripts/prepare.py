@@ -3,6 +3,10 @@
 It also writes the run's configuration as scripts/pretrain_plain.py reads it, for a machine without Hydra.
 """
 
+import signal
+
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while libraries load ends without a traceback
+
 from pathlib import Path
 
 from cramming.config import entry

@@ -4,6 +4,10 @@ scripts/prepare.py wrote that file; carry it along, and the prepared folder that
 be installed.
 """
 
+import signal
+
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while libraries load ends without a traceback
+
 import os
 import sys
 from pathlib import Path
@@ -11,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from cramming.errors import UserError
+from cramming.door import door
 from cramming.train.order import read_order
 from cramming.train.pretrain import pretrain
 
@@ -19,12 +23,9 @@ from cramming.train.pretrain import pretrain
 def main() -> None:
     if len(sys.argv) != 2:
         sys.exit(__doc__)
-    try:
+    with door():
         root, data = read_order(Path(sys.argv[1]))
         pretrain(root, data)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,13 @@
 """Look inside a checkpoint: one HTML page of where its FFF layers send the tokens of a text. No network."""
 
+import signal
+
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while libraries load ends without a traceback
+
 import argparse
-import sys
 from pathlib import Path
 
+from cramming.door import door
 from cramming.errors import UserError
 from cramming.regions.measure import measure
 from cramming.regions.page import write_page
@@ -16,16 +20,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("regions.html"), help="page to write (default regions.html)")
     parser.add_argument("--tokens", type=int, default=65536, help="tokens of the text at most (default 65536)")
     arguments = parser.parse_args()
-    try:
+    with door():
         if arguments.out.is_dir():
             raise UserError(
                 f"--out: {arguments.out} is a folder; name a file in it, e.g. {arguments.out}/regions.html."
             )
         regions = measure(arguments.checkpoint, arguments.text, arguments.tokens)
         size = write_page(regions, arguments.out)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     part = "all" if regions.probe.whole else "the beginning"
     print(f"tokens     {len(regions.probe.ids):,}, {part} of {arguments.text}")
     print(f"layers     {len(regions.layers)} of FFF, in {regions.run}")

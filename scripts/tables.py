@@ -1,5 +1,9 @@
 """Make results/tables from results/runs and results/paper.yaml: `python scripts/tables.py`. See cramming/report."""
 
+import signal
+
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while libraries load ends without a traceback
+
 from pathlib import Path
 
 from cramming.config import entry
