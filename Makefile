@@ -17,13 +17,18 @@ help:  ## this text
 
 setup: .venv/.complete  ## environment in .venv, from requirements.lock
 
+# A checkout that was copied or moved together with its .venv would run the old place's code.
+ifneq ($(shell cat .venv/.complete 2>/dev/null),$(CURDIR))
+.PHONY: .venv/.complete
+endif
+
 .venv/.complete: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Python >= 3.11 is needed, e.g. make PYTHON=python3.12 setup" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv --clear .venv
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
 	-$(PY) -m fff.kernels
-	@touch $@
+	@echo '$(CURDIR)' > $@
 
 prepare: setup  ## text -> tokenizer and token shards
 	$(PY) scripts/prepare.py $(PICK)
@@ -54,10 +59,10 @@ bench: setup  ## layer timings on this machine, checked first
 	$(PY) scripts/bench.py $(ARGS)
 
 test: setup  ## the test suite, under 10 minutes on 2 cores
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest -n 2 $(ARGS)
 
 test-all: setup  ## the slow ones too
-	$(PY) -m pytest -m "slow or not slow" $(ARGS)
+	$(PY) -m pytest -n 2 -m "slow or not slow" $(ARGS)
 
 lint: setup  ## ruff and mypy
 	.venv/bin/ruff check .

@@ -4,3 +4,5 @@ from fff.layers.leaf import LeafFFF
 from fff.layers.path import PathFFF
 
 __all__ = ["LeafFFF", "PathFFF"]
+
+__version__ = "0.1.0"
