@@ -11,3 +11,7 @@ class UserError(Exception):
 
 class Stopped(UserError):
     """The user ended a run with a signal; the message says how to go on. A sweep ends with it."""
+
+
+class Diverged(UserError):
+    """The loss or its gradient is no number any more; the message says at which step."""

@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from cramming.errors import UserError
+
+PLAIN_NAME = re.compile(r"[^\W_][\w.+=-]*")
+MAX_NAME = 200  # a file's name holds 255 bytes, and endings are added to it
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -54,15 +58,79 @@ def sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
+@contextmanager
+def new_folder(final: Path, *, replace: bool = False) -> Iterator[Path]:
+    """A folder of its own beside `final`, to be filled: at the end it is flushed to the disk and renamed to `final`.
+
+    What the block raises leaves no trace. Folders and files get the modes that the umask gives, whatever wrote them.
+
+    Args:
+        replace: whether `final` may exist, and is then replaced as a whole. Only for a folder that is the caller's own.
+
+    Raises:
+        UserError: something is at `final` already, other than an empty folder.
+    """
+    if not replace:
+        refuse_existing(final)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    beside = _beside(final, "tmp")
+    beside.mkdir()
+    try:
+        yield beside
+        mode = beside.stat().st_mode & 0o666
+        for path in beside.rglob("*"):
+            if path.is_file():  # some libraries write through temporary files, which are readable to their owner alone
+                path.chmod(mode)
+        if not replace:
+            refuse_existing(final)
+        commit_folder(beside, final)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def refuse_existing(final: Path) -> None:
+    """UserError when something is at `final` already, other than an empty folder."""
+    if os.path.lexists(final) and (final.is_symlink() or not final.is_dir() or any(final.iterdir())):
+        raise UserError(f"{final} exists, and nothing is written over it; name another folder, or move it away.")
+
+
 def commit_folder(beside: Path, final: Path) -> None:
     """Rename a finished folder into place; an older folder of that name is replaced, and never lost half-way."""
     sync_folder(beside)
-    old = final.with_name(f".{final.name}.old")
-    if final.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        final.rename(old)
-    beside.rename(final)
+    if not final.exists():
+        beside.rename(final)
+        return
+    old = _beside(final, "old")
+    final.rename(old)
+    try:
+        beside.rename(final)
+    except OSError:
+        old.rename(final)
+        raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _beside(path: Path, what: str) -> Path:
+    """A name beside `path` that nobody else has, so that nothing but the caller's own is ever removed under it."""
+    return path.with_name(f".{path.name}.{os.urandom(4).hex()}.{what}")
+
+
+def checked_name(name: Any, where: Any) -> str:
+    """A name that was read from a file, fit to be one part of a path.
+
+    Args:
+        name: letters, digits and . _ + = -, a letter or digit first, 200 bytes at most.
+        where: file and key that it stands in, for the message.
+
+    Raises:
+        UserError: it is anything else.
+    """
+    if not isinstance(name, str) or not PLAIN_NAME.fullmatch(name) or len(name.encode()) > MAX_NAME:
+        raise UserError(
+            f"{where}: {str(name)[:60]!r} cannot name files; give letters, digits and . _ + = - "
+            f"alone, {MAX_NAME} bytes at most."
+        )
+    return name
 
 
 def sha256(path: Path) -> str:

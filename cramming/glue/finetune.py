@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from cramming.errors import UserError
+from cramming.errors import Diverged, UserError
 from cramming.glue.config import GlueConfig
 from cramming.glue.encode import Encoded, encode, evaluation_batches, training_batches
 from cramming.glue.metrics import compute_metrics
@@ -23,10 +23,6 @@ from cramming.parallel.world import make_accelerator
 CHECK_EVERY = 16  # updates between two looks at the loss; each look waits for the device
 
 Log = Callable[[dict[str, float]], None]
-
-
-class DivergedError(ArithmeticError):
-    """The training loss is not finite."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +84,7 @@ def finetune(
         the last epoch), `epoch_seconds` (mean, training alone).
 
     Raises:
-        DivergedError: the loss is not finite.
+        Diverged: the loss is not finite.
         UndefinedMetricError: a metric has no value for what the model predicts.
     """
     torch.manual_seed(seed)
@@ -149,9 +145,9 @@ def train(
 
 
 def finite(loss: float, step: int) -> float:
-    """The loss, or DivergedError."""
+    """The loss, or Diverged."""
     if not math.isfinite(loss):
-        raise DivergedError(f"the training loss is {loss} at step {step}")
+        raise Diverged(f"the training loss is {loss} at step {step}")
     return loss
 
 
@@ -180,7 +176,7 @@ def predict(data: Encoded, model: torch.nn.Module, device: torch.device, batch: 
         inputs.pop("labels")
         logits = model(**inputs).logits.float()
         if not bool(torch.isfinite(logits).all()):
-            raise DivergedError("the finetuned model's outputs are not finite")
+            raise Diverged("the finetuned model's outputs are not finite")
         predictions[indices] = (logits[:, 0] if regression else logits.argmax(-1)).cpu().numpy()
     return predictions
 

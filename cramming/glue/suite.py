@@ -10,11 +10,12 @@ from accelerate import Accelerator
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from cramming.errors import UserError
+from cramming.errors import Diverged, UserError
 from cramming.files import read_json, short_hash
+from cramming.glue.averages import averages
+from cramming.glue.classifier import load_classifier
 from cramming.glue.config import GlueConfig
 from cramming.glue.finetune import (
-    DivergedError,
     EncodedTask,
     Log,
     encode_task,
@@ -27,9 +28,8 @@ from cramming.glue.mini import load_mini
 from cramming.glue.schedule import warmup_steps
 from cramming.glue.sources import TaskData, limited, load_hub, load_local
 from cramming.glue.tasks import Task, chosen_tasks
-from cramming.model.saved import Pretrained, first_line, load_classifier, load_tokenizer
+from cramming.model.saved import Pretrained, first_line, load_tokenizer
 from cramming.record import record_file, write_record
-from cramming.report.averages import averages
 
 
 @dataclass(frozen=True)
@@ -128,10 +128,10 @@ def run_seed(
 
     try:
         return "finished", finetune(config, accelerator, encoded, make_model, seed, suite.log), ""
-    except UserError:
+    except Diverged as error:
+        return "diverged", {}, str(error)
+    except (UserError, OSError):
         raise
-    except DivergedError as error:
-        return "diverged", {}, first_line(error)
     except Exception as error:  # one task's bug or lack of memory must not cost the others their results
         return "failed", {}, first_line(error)
 

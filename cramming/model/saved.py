@@ -1,4 +1,4 @@
-"""The checkpoint that is finetuned: found, checked, loaded with a fresh head. Not how it was trained."""
+"""A model folder as transformers reads it: written, checked, read. Not training, nor what a head is for."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,14 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 import cramming.model  # registers the Auto classes
 from cramming.errors import UserError
-from cramming.files import read_json, sha256
-from cramming.glue.tasks import Task
-from fff.hardening import set_hardening
+from cramming.files import new_folder, read_json, sha256
 
 WEIGHTS = "model.safetensors"
 
@@ -42,6 +40,28 @@ class Pretrained:
     config: dict[str, Any]
     weights_sha256: str
     max_length: int
+
+
+def write_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> str:
+    """Write weights, configuration and tokenizer, complete or absent; returns the SHA-256 of the weights' file.
+
+    Args:
+        folder: the caller's own; one of that name is replaced as a whole.
+    """
+    with new_folder(folder, replace=True) as beside:
+        save_model(model, beside)
+        tokenizer.save_pretrained(beside)
+    return sha256(folder / WEIGHTS)
+
+
+def save_model(model: PreTrainedModel, folder: Path) -> None:
+    """Save weights and configuration. Who computes the layers is a matter of the machine: that goes back to "auto"."""
+    chosen = model.config.ffn
+    model.config.ffn = {key: "auto" if key in ("execution", "provider") else value for key, value in chosen.items()}
+    try:
+        model.save_pretrained(folder)
+    finally:
+        model.config.ffn = chosen
 
 
 def open_pretrained(path: Path) -> Pretrained:
@@ -95,23 +115,6 @@ def load_tokenizer(pretrained: Pretrained) -> PreTrainedTokenizerBase:
             "tokenizer the model was trained with."
         )
     return tokenizer
-
-
-def load_classifier(pretrained: Pretrained, task: Task, dropout: float) -> PreTrainedModel:
-    """The checkpoint's encoder under a fresh head for `task`; the head comes from torch's current random state.
-
-    FFF layers are finetuned hard, as they are evaluated. UserError as `load_weights`.
-    """
-    model = load_weights(
-        AutoModelForSequenceClassification,
-        pretrained,
-        num_labels=1 if task.regression else len(task.labels),
-        problem_type="regression" if task.regression else "single_label_classification",
-        hidden_dropout_prob=dropout,
-        classifier_dropout=dropout,
-    )
-    set_hardening(model, form="hard")
-    return model
 
 
 def load_weights(auto: Any, pretrained: Pretrained, **settings: Any) -> PreTrainedModel:

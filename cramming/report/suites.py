@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cramming.glue.averages import averages
 from cramming.glue.tasks import suite_tasks
-from cramming.report.averages import averages
 from cramming.report.groups import SuiteGroup, left_out
 from cramming.report.markup import MISSING, bullets, csv_text, markdown_table, number, spread
 

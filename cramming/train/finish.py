@@ -1,11 +1,9 @@
-"""The end of a pretraining run: results, exported model, examples, summary. Not the run itself (pretrain.py)."""
+"""The end of a pretraining run: results, examples, summary. Not the run itself (pretrain.py)."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 from cramming.data.shards import PreparedData
-from cramming.files import commit_folder
 from cramming.model import CrammedForMaskedLM
 
 # What a record keeps of the leaves; the history has it per layer, tree and level too.
@@ -62,21 +60,6 @@ def history_curve(rows: list[dict[str, Any]]) -> list[dict[str, float]]:
         for row in rows
         if "valid/loss" in row
     ]
-
-
-def export(model: CrammedForMaskedLM, data: PreparedData, folder: Path) -> None:
-    """Save weights, configuration, code and tokenizer as transformers reads them; complete or absent.
-
-    Who computes the layers is a matter of the machine, so execution and provider go back to "auto".
-    """
-    beside = folder.with_name(f".{folder.name}")
-    shutil.rmtree(beside, ignore_errors=True)
-    chosen = model.config.ffn
-    model.config.ffn = {k: "auto" if k in ("execution", "provider") else v for k, v in chosen.items()}
-    model.save_pretrained(beside)
-    model.config.ffn = chosen
-    data.tokenizer().save_pretrained(beside)
-    commit_folder(beside, folder)
 
 
 def print_examples(model: CrammedForMaskedLM, data: PreparedData, examples: list[str]) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Protocol, TextIO
 import torch
 from tqdm import tqdm
 
-from cramming.errors import UserError
+from cramming.errors import Diverged
 from cramming.files import write_atomic
 from cramming.train.checkpoint import Checkpoints
 from cramming.train.loop import Step, Trainer
@@ -29,10 +29,6 @@ class Hook:
 
     def on_end(self, trainer: Trainer) -> None:
         """After the last step, also when the run was stopped."""
-
-
-class Diverged(UserError):
-    """The loss or its gradient is no number any more."""
 
 
 class FiniteGuard(Hook):

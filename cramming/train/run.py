@@ -12,19 +12,19 @@ from torch import nn
 from cramming.data.loader import Masker, MicrobatchLoader, SequenceOrder
 from cramming.data.masking import masked_count
 from cramming.data.shards import PreparedData
-from cramming.errors import Stopped
+from cramming.errors import Diverged, Stopped
 from cramming.files import read_json, write_json
 from cramming.model.flops import training_flops
+from cramming.model.saved import write_model
 from cramming.record import write_record
 from cramming.train.build import build_model
 from cramming.train.checkpoint import Checkpoints, TrainState
 from cramming.train.compiled import compiled, warm_up
-from cramming.train.finish import export, history_curve, history_metrics, print_examples, print_summary
+from cramming.train.finish import history_curve, history_metrics, print_examples, print_summary
 from cramming.train.hardening import Hardening
 from cramming.train.hooks import (
     Bar,
     Checkpoint,
-    Diverged,
     FiniteGuard,
     History,
     Hook,
@@ -250,7 +250,7 @@ class Run:
         )
 
     def _finish(self, state: TrainState) -> None:
-        export(self.model, self.data, self.folder.model)
+        write_model(self.model, self.data.tokenizer(), self.folder.model)
         record = self._record(state, "finished", {})
         assert record is not None
         content = read_json(record)

@@ -14,12 +14,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from cramming.errors import Stopped, UserError
+from cramming.errors import Diverged, Stopped, UserError
 from cramming.files import is_full_disk
 from cramming.train import checkpoint, loop
 from cramming.train.checkpoint import Checkpoints
 from cramming.train.config import TrainConfig, WandbConfig
-from cramming.train.hooks import Diverged, read_history
+from cramming.train.hooks import read_history
 from cramming.train.pretrain import pretrain
 from cramming.train.tracking import check_wandb
 from tests.helpers.tiny import tiny_root

@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from cramming.errors import UserError
+from cramming.glue.classifier import load_classifier
 from cramming.glue.tasks import suite_tasks
 from cramming.model import CrammedConfig, CrammedForMaskedLM
 from cramming.model.config import FFNConfig
 from cramming.model.ffn import build_ffn
-from cramming.model.saved import load_classifier, open_pretrained
+from cramming.model.saved import open_pretrained
 from fff import LeafFFF
 from fff.hardening import hardenable, set_hardening
 from tests.helpers.tiny import tiny_root

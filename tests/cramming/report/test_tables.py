@@ -11,8 +11,8 @@ import pytest
 
 from cramming.errors import UserError
 from cramming.files import write_json
+from cramming.glue.averages import averages
 from cramming.glue.config import GlueConfig
-from cramming.report.averages import averages
 from cramming.report.curves import comparable, label_of
 from cramming.report.groups import PAPER_EXPERIMENTS, suite_groups
 from cramming.report.stats import summarise
