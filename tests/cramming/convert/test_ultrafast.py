@@ -1,6 +1,8 @@
 """The authors' names and shapes against the formulas of their architecture, written out anew."""
 
 import math
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from torch.nn.functional import gelu, layer_norm
 
 from cramming.convert.ultrafast import convert, convert_folder
 from cramming.errors import UserError
+from tests.helpers.commands import inline
 
 H, HEADS, LAYERS, V, S = 32, 4, 2, 50, 16
 
@@ -89,7 +92,7 @@ def test_converted_model_computes_the_authors_formulas(trees: int, depth: int) -
     torch.testing.assert_close(model(input_ids=tokens).logits, expected, atol=2e-5, rtol=1e-5)
 
 
-def test_folder_round_trip(tmp_path) -> None:
+def test_folder_round_trip(tmp_path: Path) -> None:
     from transformers import AutoModelForMaskedLM
 
     (tmp_path / "theirs").mkdir()
@@ -113,7 +116,7 @@ def test_misfits_are_named() -> None:
         convert(state, trees=0, heads=HEADS)
 
 
-def test_bad_folders_are_named(tmp_path) -> None:
+def test_bad_folders_are_named(tmp_path: Path) -> None:
     weights = tmp_path / "theirs" / "pytorch_model.bin"
     weights.parent.mkdir()
     with pytest.raises(UserError, match=r"neither model\.safetensors nor"):
@@ -126,3 +129,92 @@ def test_bad_folders_are_named(tmp_path) -> None:
         with pytest.raises(UserError, match="the weights are damaged"):
             convert_folder(weights.parent, tmp_path / "ours", heads=HEADS)
     assert not (tmp_path / "ours").exists()
+
+
+def test_nothing_that_exists_is_written_over(tmp_path: Path) -> None:
+    theirs = tmp_path / "parent" / "theirs"
+    theirs.mkdir(parents=True)
+    torch.save(synthetic(1, 2), theirs / "pytorch_model.bin")
+    (tmp_path / "parent" / "work").write_text("years")
+    for name in (".venv", ".venv.old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "kept").touch()
+    before = {path: path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("*"))}
+    for out in (theirs, theirs.parent, theirs / ".." / "theirs", tmp_path, theirs.parent / "work"):
+        with pytest.raises(UserError, match="exists, and nothing is written over it"):
+            convert_folder(theirs, out, heads=HEADS)
+    assert {path: path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("*"))} == before
+    convert_folder(theirs, tmp_path / "venv", heads=HEADS)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".venv", ".venv.old", "parent", "venv"]
+    assert all((tmp_path / name / "kept").exists() for name in (".venv", ".venv.old"))
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("attn.self_attention.query_key_value.weight", lambda t: t.T),
+        ("ffn.linear_in.weight", lambda t: t.T),
+        ("ffn.linear_out.weight", lambda t: t.T),
+        ("ffn.linear_in.bias", lambda t: t[None]),
+        ("norm2.bias", lambda t: t[:1]),
+    ],
+)
+@pytest.mark.parametrize("layer", range(LAYERS))
+def test_another_shape_is_named_and_never_reshaped(layer: int, name: str, change: Callable) -> None:
+    whole = f"encoder.layers.{layer}.{name}"
+    state = synthetic(1, 2)
+    with pytest.raises(UserError, match=rf"{whole} has the shape|nodes of a layer"):
+        convert(state | {whole: change(state[whole]).contiguous()}, heads=HEADS)
+
+
+@pytest.mark.parametrize(
+    "name", ["encoder.layers.1.ffn.gate.weight", "encoder.layers.0.attn.dense.bias", "encoder.layers.0.norm3.weight"]
+)
+def test_an_unknown_tensor_below_a_layer_is_named(name: str) -> None:
+    with pytest.raises(UserError, match=rf"not of this architecture: {name}"):
+        convert(synthetic(1, 2) | {name: torch.zeros(3)}, heads=HEADS)
+
+
+def test_a_bias_in_some_layers_alone_is_named() -> None:
+    state = synthetic(1, 2)
+    del state["encoder.layers.0.ffn.linear_in.bias"]
+    with pytest.raises(UserError, match=r"not of this architecture: encoder\.layers\.1\.ffn\.linear_in\.bias"):
+        convert(state, heads=HEADS)
+
+
+@pytest.mark.parametrize("heads", [2, 0, -1, 10**30, None])
+def test_heads_that_are_not_the_checkpoints_are_refused(heads: int | None) -> None:
+    with pytest.raises(UserError, match="--heads"):
+        convert(synthetic(1, 2), heads=heads)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (lambda: [1, 2], "no table of tensors"),
+        (lambda: {"model": synthetic(1, 2)}, "no table of tensors"),
+        (lambda: {"encoder.layers.999999999999.x": torch.zeros(1)}, "lacks encoder.embedding.word_embedding.weight"),
+        (lambda: synthetic(1, 2) | {"encoder.layers.999999.x": torch.zeros(1)}, "lacks encoder.layers.2"),
+        (lambda: synthetic(1, 2) | {"encoder.embedding.word_embedding.weight": torch.zeros(3)}, "should be a matrix"),
+    ],
+)
+def test_foreign_content_is_named(tmp_path: Path, content: Callable, words: str) -> None:
+    (tmp_path / "theirs").mkdir()
+    torch.save(content(), tmp_path / "theirs" / "pytorch_model.bin")
+    with pytest.raises(UserError, match=words):
+        convert_folder(tmp_path / "theirs", tmp_path / "new" / "ours", heads=HEADS)
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_the_command_line_cannot_do_is_one_line(tmp_path: Path) -> None:
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    torch.save(synthetic(1, 2), theirs / "pytorch_model.bin")
+    (tmp_path / "file").touch()
+    bad = [["/proc/ours"], [str(tmp_path / "file" / "ours")], [str(tmp_path / ("x" * 300))], [str(theirs)]]
+    for arguments in [*bad, [str(tmp_path / "a"), f"--trees={10**30}"], [str(tmp_path / "a"), "--heads=0"]]:
+        done = inline("convert", str(theirs), "--heads=4", *arguments)
+        assert done.returncode == 2
+        assert done.stderr.startswith("error: ")
+        assert done.stderr.count("\n") == 1, done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "theirs"]
