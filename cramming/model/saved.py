@@ -1,5 +1,6 @@
 """A model folder as transformers reads it: written, checked, read. Not training, nor what a head is for."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,9 +13,13 @@ from transformers.utils import logging as transformers_logging
 
 import cramming.model  # registers the Auto classes
 from cramming.errors import UserError
-from cramming.files import new_folder, read_json, sha256
+from cramming.files import checked_name, new_folder, read_json, sha256
 
 WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+EXPORT_AGAIN = "`make pretrain` with the run's settings exports the model again, from its last checkpoint"
+# What a record says of its run and becomes part of other names.
+NAMES = ("name", "experiment", "ffn", "group", "data_fingerprint")
 
 
 @dataclass(frozen=True)
@@ -65,55 +70,79 @@ def save_model(model: PreTrainedModel, folder: Path) -> None:
 
 
 def open_pretrained(path: Path) -> Pretrained:
-    """Check `<run>/model` (give the run's folder or the model's). UserError says what is missing or does not fit."""
+    """Check `<run>/model` (give the run's folder or the model's), its weights against the run's record.
+
+    Raises:
+        UserError: something is missing, damaged, of another kind, or named so that no file may be called after it.
+    """
     folder = path / "model" if (path / "model").is_dir() else path
-    if not (folder / "config.json").exists():
-        raise UserError(
-            f"checkpoint: {path} holds no finished model (no config.json); run `make pretrain EXP=...` first."
-        )
-    config = read_json(folder / "config.json")
+    if not (folder / CONFIG).exists():
+        raise UserError(f"checkpoint: {path} holds no finished model (no {CONFIG}); run `make pretrain EXP=...` first.")
+    config = _table(folder / CONFIG)
     expected = cramming.model.CrammedConfig.model_type
     if config.get("model_type") != expected:
         raise UserError(
-            f"{folder / 'config.json'}: model_type is {config.get('model_type')!r}, not {expected!r}; give a "
+            f"{folder / CONFIG}: model_type is {config.get('model_type')!r}, not {expected!r}; give a "
             "checkpoint of this project (convert the authors' weights first)."
         )
-    if not (folder / WEIGHTS).exists():
-        raise UserError(f"{folder / WEIGHTS} is missing; run `make pretrain EXP=...` again.")
-    home = folder.parent if folder.name == "model" else folder
-    record = read_json(home / "record.json") if (home / "record.json").exists() else {}
+    for key in ("vocab_size", "max_position_embeddings"):
+        if type(config.get(key)) is not int:
+            raise UserError(f"{folder / CONFIG}: {key} is {config.get(key)!r}, not a number; {EXPORT_AGAIN}.")
+    weights = folder / WEIGHTS
+    if not weights.exists():
+        raise UserError(f"{weights} is missing; {EXPORT_AGAIN}.")
+    whole = folder.absolute()
+    home = whole.parent if whole.name == "model" else whole
+    path = home / "record.json"
+    record = _table(path) if path.exists() else {}
+    digest = sha256(weights)
+    if record.get("weights_sha256", digest) != digest:  # records of before the check have none
+        raise UserError(f"{weights} is damaged (its SHA-256 is not the one in {path}); {EXPORT_AGAIN}.")
+    names = {key: checked_name(record[key], f"{path}: {key}") for key in NAMES if record.get(key)}
+    settings = record.get("config", {})
+    if not isinstance(settings, dict):
+        raise UserError(f"{path}: config is no table; it was changed after it was written.")
     return Pretrained(
         folder=folder,
-        run=record.get("name", home.name),
-        experiment=record.get("experiment", "imported"),
-        ffn=record.get("ffn", ""),
-        group=record.get("group", ""),
-        data_fingerprint=record.get("data_fingerprint", ""),
-        config={key: record["config"][key] for key in ("model", "ffn", "train") if key in record.get("config", {})},
-        weights_sha256=sha256(folder / WEIGHTS),
-        max_length=int(config["max_position_embeddings"]),
+        run=names.get("name") or re.sub(r"[^\w.+=-]", "_", home.name).lstrip("._+=-") or "model",
+        experiment=names.get("experiment", "imported"),
+        ffn=names.get("ffn", ""),
+        group=names.get("group", ""),
+        data_fingerprint=names.get("data_fingerprint", ""),
+        config={key: settings[key] for key in ("model", "ffn", "train") if key in settings},
+        weights_sha256=digest,
+        max_length=config["max_position_embeddings"],
     )
 
 
+def _table(path: Path) -> dict[str, Any]:
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no table of keys; it was changed after it was written.")
+    return content
+
+
 def load_tokenizer(pretrained: Pretrained) -> PreTrainedTokenizerBase:
-    """The checkpoint's tokenizer; UserError when it is missing, damaged or has another vocabulary than the model."""
-    if not (pretrained.folder / "tokenizer.json").exists():
+    """The checkpoint's tokenizer. Code that a checkpoint brings is never run, and nobody is asked whether to.
+
+    Raises:
+        UserError: it is missing, damaged, needs code of its own or has another vocabulary than the model.
+    """
+    folder, mend = pretrained.folder, "copy the tokenizer the model was trained with."
+    if not (folder / "tokenizer.json").exists():
+        raise UserError(f"{folder / 'tokenizer.json'} is missing; {mend}")
+    settings = folder / "tokenizer_config.json"
+    if settings.exists() and "auto_map" in _table(settings):
         raise UserError(
-            f"{pretrained.folder / 'tokenizer.json'} is missing; copy the tokenizer the model was trained with."
+            f"{settings} asks for code of its own (auto_map), and no code of a checkpoint is ever run; {mend}"
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(pretrained.folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # the libraries raise plain ones too
-        raise UserError(
-            f"{pretrained.folder}: the tokenizer is damaged ({first_line(error)}); copy the one the model was trained "
-            "with."
-        ) from error
-    vocabulary = read_json(pretrained.folder / "config.json")["vocab_size"]
+        raise UserError(f"{folder}: the tokenizer is damaged ({first_line(error)}); {mend}") from error
+    vocabulary = read_json(folder / CONFIG)["vocab_size"]
     if len(tokenizer) != vocabulary:
-        raise UserError(
-            f"{pretrained.folder}: the tokenizer has {len(tokenizer)} tokens, the model {vocabulary}; copy the "
-            "tokenizer the model was trained with."
-        )
+        raise UserError(f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model {vocabulary}; {mend}")
     return tokenizer
 
 
@@ -126,9 +155,11 @@ def load_weights(auto: Any, pretrained: Pretrained, **settings: Any) -> PreTrain
     weights = pretrained.folder / WEIGHTS
     try:
         with quiet_loading():
-            model, report = auto.from_pretrained(pretrained.folder, output_loading_info=True, **settings)
+            model, report = auto.from_pretrained(
+                pretrained.folder, output_loading_info=True, trust_remote_code=False, **settings
+            )
     except SafetensorError as error:
-        raise UserError(f"{weights} is damaged ({first_line(error)}); run `make pretrain` again.") from error
+        raise UserError(f"{weights} is damaged ({first_line(error)}); {EXPORT_AGAIN}.") from error
     except (RuntimeError, ValueError, KeyError, TypeError, OSError) as error:
         raise UserError(f"{pretrained.folder}: the weights do not fit config.json ({first_line(error)}).") from error
     # A model with a head keeps the encoder under this name; the head may be fresh.
