@@ -64,10 +64,11 @@ test: setup  ## the test suite, under 10 minutes on 2 cores
 test-all: setup  ## the slow ones too
 	$(PY) -m pytest -n 2 -m "slow or not slow" $(ARGS)
 
-lint: setup  ## ruff and mypy
+lint: setup  ## ruff, mypy and clang-format
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+	.venv/bin/clang-format --dry-run --Werror fff/kernels/cpu/cpp/*
 
 clean:  ## remove caches; never outputs or results
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -12,11 +12,11 @@ namespace fff {
 template <class E>
 struct Gradients {
   const Layer<E>& layer;
-  const E* x;                     // (N, H)
-  const E* grad;                  // (N, K)
-  const float* scores;            // (N, T, L)
-  const float* grad_of_scores;    // (N, T, L) or null: from losses of the scores themselves
-  const int32_t* leaf;            // (N, T)
+  const E* x;                   // (N, H)
+  const E* grad;                // (N, K)
+  const float* scores;          // (N, T, L)
+  const float* grad_of_scores;  // (N, T, L) or null: from losses of the scores themselves
+  const int32_t* leaf;          // (N, T)
   const bool straight_through;
   const float temperature;
 };
@@ -71,8 +71,8 @@ void dot_paths(const Layer<E>& layer, const E* grad, int64_t tokens, float* dot,
 
 // Straight-through: to each decision's score the gradient of its own probability, times what the nodes below add
 // (`fff.decisions.straight_through_gates`). One token's path in one tree; contribution = activation * dot.
-inline void add_decisions(const float* scores, const float* contribution, int64_t leaf, int64_t depth, float temperature,
-                          float* grad_scores) {
+inline void add_decisions(const float* scores, const float* contribution, int64_t leaf, int64_t depth,
+                          float temperature, float* grad_scores) {
   float below = 0;
   for (int64_t l = depth; l > 0; --l) {
     below += contribution[l];
@@ -108,31 +108,31 @@ void backward_tokens(const Gradients<E>& g, int64_t begin, int64_t end, float* g
     for (int64_t n = 0; n < tokens; ++n)
       for (int64_t tree = 0; tree < trees; ++tree) {
         const int64_t at = n * stride + tree * layer.length();
-        add_decisions(scores + at, space.active.data() + at, g.leaf[(begin + n) * trees + tree], layer.depth, g.temperature,
-                      dot + at);
+        add_decisions(scores + at, space.active.data() + at, g.leaf[(begin + n) * trees + tree], layer.depth,
+                      g.temperature, dot + at);
       }
   if (g.grad_of_scores)
     for (int64_t i = 0; i < tokens * stride; ++i) dot[i] += g.grad_of_scores[begin * stride + i];
   sum_paths(layer, layer.w_in, layer.width, dot, tokens, grad_x + begin * layer.width, space);
 }
 
-// Weight gradients of one tree, summed in the order of its sorted tokens, chunk by chunk. A node whose tokens lie in one
-// chunk is summed in place. A chunk's border can cut only the paths to its first and its last token: such a node has a row
-// of its own in each chunk that it touches, and `join` adds them from the first chunk to the last. So no two chunks write
-// one row, and the order of every sum follows from the sizes alone.
+// Weight gradients of one tree, summed in the order of its sorted tokens, chunk by chunk. A node whose tokens lie in
+// one chunk is summed in place. A chunk's border can cut only the paths to its first and its last token: such a node
+// has a row of its own in each chunk that it touches, and `join` adds them from the first chunk to the last. So no two
+// chunks write one row, and the order of every sum follows from the sizes alone.
 template <class E>
 struct TreeSums {
-  static constexpr int kLevels = 4;    // summed for one pass over the tokens
-  static constexpr int kBlock = 64;    // tokens that stay in a core's cache while the groups of levels pass
+  static constexpr int kLevels = 4;  // summed for one pass over the tokens
+  static constexpr int kBlock = 64;  // tokens that stay in a core's cache while the groups of levels pass
 
   const Gradients<E>& g;
   int64_t tree;
-  Sorted sorted;             // of all N tokens
+  Sorted sorted;  // of all N tokens
   int64_t tokens;
   const float* grad_scores;  // (N, T, L)
   float *in, *out, *bias;    // (M, in_width), (M, out_width), (M): sums of this tree
   int64_t in_width, out_width;
-  float* parts;              // (chunks, 2, L, in_width + out_width + 1)
+  float* parts;  // (chunks, 2, L, in_width + out_width + 1)
 
   const Layer<E>& layer() const { return g.layer; }
   int64_t node(int64_t position, int64_t level) const { return ancestor(sorted.leaf[position], layer().depth, level); }

@@ -39,8 +39,8 @@ struct Space {
 
 inline int64_t padded(int64_t width) { return (width + kStep - 1) / kStep * kStep; }
 
-// to (tokens, out_width) = sum over trees and path nodes of coefficient * the node's row; w (T, M, row_width), coefficients
-// (tokens, stride). Needs the sorted tokens of all trees in `space`.
+// to (tokens, out_width) = sum over trees and path nodes of coefficient * the node's row; w (T, M, row_width),
+// coefficients (tokens, stride). Needs the sorted tokens of all trees in `space`.
 template <class E>
 void sum_paths(const Layer<E>& layer, const E* w, int64_t row_width, const float* coefficients, int64_t tokens, E* to,
                Space& space) {
@@ -55,7 +55,8 @@ void sum_paths(const Layer<E>& layer, const E* w, int64_t row_width, const float
   }
   // A large output of one tree is written once and not read here again.
   const bool streaming = !sums && tokens * row_width * sizeof(E) >= kStreamBytes &&
-                         reinterpret_cast<uintptr_t>(to) % kVectorBytes == 0 && row_width * sizeof(E) % kVectorBytes == 0;
+                         reinterpret_cast<uintptr_t>(to) % kVectorBytes == 0 &&
+                         row_width * sizeof(E) % kVectorBytes == 0;
   space.rows.resize(length);
   const E** rows = reinterpret_cast<const E**>(space.rows.data());
   for (int64_t tree = 0; tree < layer.trees; ++tree) {
@@ -110,9 +111,8 @@ void forward(const Layer<E>& layer, const E* x, const bool* flips, int64_t token
     if (leaf)
       for (int64_t i = 0; i < tokens; ++i) leaf[sorted.order[i] * trees + tree] = sorted.leaf[i];
   }
-  for_activation(layer.activation, [&]<Activation a>() {
-    map(kept, active, tokens * stride, [](Floats s) { return value<a>(s); });
-  });
+  for_activation(layer.activation,
+                 [&]<Activation a>() { map(kept, active, tokens * stride, [](Floats s) { return value<a>(s); }); });
   sum_paths(layer, layer.w_out, layer.out_width, active, tokens, y, space);
 }
 

@@ -15,7 +15,8 @@ struct LeafLayer {
   Activation activation;
 };
 
-// One leaf's tokens [begin, end) of `sorted`: hidden (tokens, W + 1) takes the neurons, and 1 for the leaf's output bias.
+// One leaf's tokens [begin, end) of `sorted`: hidden (tokens, W + 1) takes the neurons, and 1 for the leaf's output
+// bias.
 template <class E>
 void leaf_network(const LeafLayer<E>& layer, const E* x, int64_t leaf, const Sorted& sorted, int64_t begin, int64_t end,
                   E* y, float* hidden, std::vector<const void*>& space) {

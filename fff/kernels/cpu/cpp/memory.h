@@ -2,8 +2,8 @@
 //
 // The C library gives a large block back to the system when it is freed, and the system clears new pages on their first
 // touch: for 16384 tokens in float32 that took a quarter of a call in inference and half of a training step. So freed
-// blocks of this size are kept, up to a limit, for the next call that wants as much. They are in huge pages, whose first
-// touch costs least.
+// blocks of this size are kept, up to a limit, for the next call that wants as much. They are in huge pages, whose
+// first touch costs least.
 #pragma once
 
 #include <c10/core/Allocator.h>
@@ -51,7 +51,8 @@ class Memory final : public c10::Allocator {
     if (!text) return;
     char* end = nullptr;
     limit_ = std::strtoull(text, &end, 10) << 20;
-    TORCH_CHECK_VALUE(*text && !*end && *text != '-', "FFF_KEEP_MB=", text, " is not a number of megabytes; 0 keeps none");
+    TORCH_CHECK_VALUE(*text && !*end && *text != '-', "FFF_KEEP_MB=", text,
+                      " is not a number of megabytes; 0 keeps none");
   }
 
   static void* fresh(size_t size) {

@@ -28,7 +28,8 @@ Activation activation_of(int64_t number) {
 
 void check_float(const Tensor& t, const char* name, at::ScalarType dtype) {
   TORCH_CHECK_VALUE(t.device().is_cpu(), name, " is on ", t.device(), "; provider 'cpu' needs it on the CPU");
-  TORCH_CHECK_VALUE(t.scalar_type() == dtype, name, " is ", t.scalar_type(), ", but x is ", dtype, "; convert one of them");
+  TORCH_CHECK_VALUE(t.scalar_type() == dtype, name, " is ", t.scalar_type(), ", but x is ", dtype,
+                    "; convert one of them");
 }
 
 // The last dimension is the width; all sizes fit together.
@@ -39,8 +40,9 @@ void check(const Tensor& x, const Tensor& w_in, const optional<Tensor>& b_in, co
   check_float(x, "x", dtype);
   check_float(w_in, "w_in", dtype);
   check_float(w_out, "w_out", dtype);
-  TORCH_CHECK_VALUE(w_in.dim() == 3 && w_out.dim() == 3 && w_in.size(0) == w_out.size(0) && w_in.size(1) == w_out.size(1),
-                    "w_in and w_out must be (trees, nodes, width), with the same trees and nodes");
+  TORCH_CHECK_VALUE(
+      w_in.dim() == 3 && w_out.dim() == 3 && w_in.size(0) == w_out.size(0) && w_in.size(1) == w_out.size(1),
+      "w_in and w_out must be (trees, nodes, width), with the same trees and nodes");
   const int64_t nodes = w_in.size(1);
   TORCH_CHECK_VALUE(nodes > 0 && (nodes & (nodes + 1)) == 0 && nodes < (int64_t{1} << 31),
                     "a complete tree has 2 ** (depth + 1) - 1 nodes and a depth of at most 29, got ", nodes);
@@ -107,14 +109,13 @@ auto for_dtype(at::ScalarType dtype, const F& f) {
   return dtype == at::kFloat ? f.template operator()<float>() : f.template operator()<BFloat16>();
 }
 
-// An empty tensor, a large one in memory that is kept between calls. Where torch is asked to fill what is not yet written, to
-// show reads of it, it is filled.
+// An empty tensor, a large one in memory that is kept between calls. Where torch is asked to fill what is not yet
+// written, to show reads of it, it is filled.
 Tensor fresh(at::IntArrayRef sizes, at::ScalarType dtype) {
   const int64_t bytes = c10::multiply_integers(sizes) * static_cast<int64_t>(c10::elementSize(dtype));
   const c10::DispatchKeySet cpu(c10::DispatchKey::CPU);
-  Tensor t = bytes < Memory::kLarge
-                 ? at::detail::empty_cpu(sizes, dtype, /*pin_memory=*/false, std::nullopt)
-                 : at::detail::empty_generic(sizes, &Memory::instance(), cpu, dtype, std::nullopt);
+  Tensor t = bytes < Memory::kLarge ? at::detail::empty_cpu(sizes, dtype, /*pin_memory=*/false, std::nullopt)
+                                    : at::detail::empty_generic(sizes, &Memory::instance(), cpu, dtype, std::nullopt);
   const auto& context = at::globalContext();
   if (context.deterministicAlgorithms() && context.deterministicFillUninitializedMemory())
     at::native::fill_empty_deterministic_(t);
@@ -135,23 +136,23 @@ void compute(const Held<E>& held, const Tensor& x, const bool* flips, Tensor& y,
   const E* from = x.const_data_ptr<E>();
   E* to = y.mutable_data_ptr<E>();
   over_blocks(rows_of(x), layer.trees, work_of(layer), [&](int64_t begin, int64_t end, Space& space) {
-    forward<E>(layer, from + begin * layer.width, flips ? flips + begin * layer.trees * layer.depth : nullptr, end - begin,
-               to + begin * layer.out_width, scores ? scores + begin * layer.stride() : nullptr,
+    forward<E>(layer, from + begin * layer.width, flips ? flips + begin * layer.trees * layer.depth : nullptr,
+               end - begin, to + begin * layer.out_width, scores ? scores + begin * layer.stride() : nullptr,
                leaf ? leaf + begin * layer.trees : nullptr, space);
   });
 }
 
 }  // namespace
 
-Tensor infer(const Tensor& x, const Tensor& w_in, const optional<Tensor>& b_in, const Tensor& w_out, int64_t activation) {
+Tensor infer(const Tensor& x, const Tensor& w_in, const optional<Tensor>& b_in, const Tensor& w_out,
+             int64_t activation) {
   check(x, w_in, b_in, w_out);
   Tensor y = output_like(x, w_out.size(2));
   if (y.numel())
-    for_dtype(x.scalar_type(),
-              [&]<class E>() {
-                const Held<E> held(w_in, b_in, w_out, activation);
-                compute<E>(held, x.contiguous(), nullptr, y, nullptr, nullptr);
-              });
+    for_dtype(x.scalar_type(), [&]<class E>() {
+      const Held<E> held(w_in, b_in, w_out, activation);
+      compute<E>(held, x.contiguous(), nullptr, y, nullptr, nullptr);
+    });
   return y;
 }
 
@@ -167,8 +168,9 @@ Tensor leaf_infer(const Tensor& x, const Tensor& w_node, const Tensor& b_node, c
   const int64_t leaves = w_in.size(0), neurons = w_in.size(1), width = w_in.size(2), out_width = w_out.size(2);
   int64_t depth = 0;
   while ((int64_t{1} << depth) < leaves) ++depth;
-  TORCH_CHECK_VALUE(depth >= 1 && leaves == int64_t{1} << depth && w_node.sizes() == at::IntArrayRef({leaves - 1, width}) &&
-                        b_node.numel() == leaves - 1 && b_in.numel() == leaves * neurons &&
+  TORCH_CHECK_VALUE(depth >= 1 && leaves == int64_t{1} << depth &&
+                        w_node.sizes() == at::IntArrayRef({leaves - 1, width}) && b_node.numel() == leaves - 1 &&
+                        b_in.numel() == leaves * neurons &&
                         w_out.sizes() == at::IntArrayRef({leaves, neurons, out_width}) &&
                         b_out.numel() == leaves * out_width && x.dim() >= 1 && x.size(-1) == width,
                     "the operands do not fit together as LeafFFF's");
@@ -178,12 +180,13 @@ Tensor leaf_infer(const Tensor& x, const Tensor& w_node, const Tensor& b_node, c
                          b_in.contiguous(), w_out.contiguous(),  b_out.contiguous()};
   for_dtype(dtype, [&]<class E>() {
     const auto at = [&](int i) { return held[i].const_data_ptr<E>(); };
-    const LeafLayer<E> layer{at(1), at(2), at(3),   at(4),     at(5),
-                             at(6), depth, neurons, width,     out_width,
-                             activation_of(activation)};
-    over_blocks(rows_of(x), 1, depth * width + neurons * (width + out_width), [&](int64_t begin, int64_t end, Space& space) {
-      leaf_forward<E>(layer, at(0) + begin * width, end - begin, y.mutable_data_ptr<E>() + begin * out_width, space);
-    });
+    const LeafLayer<E> layer{
+        at(1), at(2), at(3), at(4), at(5), at(6), depth, neurons, width, out_width, activation_of(activation)};
+    over_blocks(rows_of(x), 1, depth * width + neurons * (width + out_width),
+                [&](int64_t begin, int64_t end, Space& space) {
+                  leaf_forward<E>(layer, at(0) + begin * width, end - begin,
+                                  y.mutable_data_ptr<E>() + begin * out_width, space);
+                });
   });
   return y;
 }
@@ -203,8 +206,8 @@ std::tuple<Tensor, Tensor, Tensor> forward_op(const Tensor& x, const Tensor& w_i
   Tensor scores = fresh({tokens, trees, depth + 1}, at::kFloat);
   const Tensor turned = flips ? flips->contiguous() : Tensor();
   for_dtype(x.scalar_type(), [&]<class E>() {
-    compute<E>(Held<E>(w_in, b_in, w_out, activation), x.contiguous(), flips ? turned.const_data_ptr<bool>() : nullptr, y,
-               scores.mutable_data_ptr<float>(), leaf.mutable_data_ptr<int32_t>());
+    compute<E>(Held<E>(w_in, b_in, w_out, activation), x.contiguous(), flips ? turned.const_data_ptr<bool>() : nullptr,
+               y, scores.mutable_data_ptr<float>(), leaf.mutable_data_ptr<int32_t>());
   });
   return {y, leaf, scores};
 }
@@ -231,14 +234,14 @@ void write_rows(const float* sums, int64_t sums_width, const bool* visited, E* t
 }
 
 template <class E>
-void weight_gradients(const Gradients<E>& g, int64_t tokens, const float* grad_scores, Tensor& grad_in, Tensor& grad_bias,
-                      Tensor& grad_out) {
+void weight_gradients(const Gradients<E>& g, int64_t tokens, const float* grad_scores, Tensor& grad_in,
+                      Tensor& grad_bias, Tensor& grad_out) {
   const Layer<E>& layer = g.layer;
   const int64_t trees = layer.trees, nodes = layer.nodes();
   constexpr bool beside = sizeof(E) < sizeof(float);
   const int64_t in_width = beside ? padded(layer.width) : layer.width;
   const int64_t out_width = beside ? padded(layer.out_width) : layer.out_width;
-    Tensor in = beside ? fresh({trees, nodes, in_width}, at::kFloat) : grad_in;
+  Tensor in = beside ? fresh({trees, nodes, in_width}, at::kFloat) : grad_in;
   Tensor out = beside ? fresh({trees, nodes, out_width}, at::kFloat) : grad_out;
   Tensor bias = beside ? fresh({trees, nodes}, at::kFloat) : grad_bias;
   const int64_t chunk = chunk_of(tokens, trees), chunks = (tokens + chunk - 1) / chunk;
@@ -276,12 +279,14 @@ void weight_gradients(const Gradients<E>& g, int64_t tokens, const float* grad_s
   at::parallel_for(0, chunks > 1 ? trees : 0, 1, [&](int64_t begin, int64_t end) {
     for (int64_t tree = begin; tree < end; ++tree) sums_of(tree).join(chunks, chunk);
   });
-  write_rows(in.const_data_ptr<float>(), in_width, visited.get(), grad_in.mutable_data_ptr<E>(), trees * nodes, layer.width);
+  write_rows(in.const_data_ptr<float>(), in_width, visited.get(), grad_in.mutable_data_ptr<E>(), trees * nodes,
+             layer.width);
   write_rows(out.const_data_ptr<float>(), out_width, visited.get(), grad_out.mutable_data_ptr<E>(), trees * nodes,
              layer.out_width);
   const float* sums = bias.const_data_ptr<float>();
   E* to = grad_bias.mutable_data_ptr<E>();
-  for (int64_t row = 0; row < trees * nodes; ++row) to[row] = visited[row] ? static_cast<E>(sums[row]) : static_cast<E>(0);
+  for (int64_t row = 0; row < trees * nodes; ++row)
+    to[row] = visited[row] ? static_cast<E>(sums[row]) : static_cast<E>(0);
 }
 
 // -> gradients of x (N, H), w_in (T, M, H), b_in (T, M), w_out (T, M, K)
@@ -337,11 +342,9 @@ TORCH_LIBRARY_FRAGMENT(fff, m) {
 TORCH_LIBRARY_IMPL(fff, CPU, m) {
   m.impl("cpu_infer", infer);
   m.impl("cpu_leaf_infer", leaf_infer);
-  m.impl("cpu_forward",
-         [](const Tensor& x, const Tensor& w_in, const optional<Tensor>& b_in, const Tensor& w_out, int64_t activation,
-            const optional<Tensor>& flips, const optional<Tensor>&) {
-           return forward_op(x, w_in, b_in, w_out, activation, flips);
-         });
+  m.impl("cpu_forward", [](const Tensor& x, const Tensor& w_in, const optional<Tensor>& b_in, const Tensor& w_out,
+                           int64_t activation, const optional<Tensor>& flips,
+                           const optional<Tensor>&) { return forward_op(x, w_in, b_in, w_out, activation, flips); });
   m.impl("cpu_backward", backward_op);
 }
 

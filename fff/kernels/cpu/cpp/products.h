@@ -2,9 +2,9 @@
 // Not which rows: that is known to walk.h, forward.h and backward.h.
 //
 // Register blocks. AVX has 16 registers: 3 tokens x 3 nodes for dots are 9 accumulators, 3 rows and 1 token, with 9
-// multiply-adds for 6 loads (4 x 3 would just fit, but compilers spill); 4 tokens x 16 columns for sums of rows, 8 for 6.
-// AVX-512 has 32: 4 x 3 and 4 tokens x 64 columns. A dot has one accumulator of a vector's lanes whatever the block, and
-// sums run in the order of their terms, so that bits do not depend on what is computed beside.
+// multiply-adds for 6 loads (4 x 3 would just fit, but compilers spill); 4 tokens x 16 columns for sums of rows, 8
+// for 6. AVX-512 has 32: 4 x 3 and 4 tokens x 64 columns. A dot has one accumulator of a vector's lanes whatever the
+// block, and sums run in the order of their terms, so that bits do not depend on what is computed beside.
 #pragma once
 
 #include "vectors.h"
@@ -50,8 +50,8 @@ inline void dots_step(const E* const (&x)[T], const E* const (&w)[N], Floats (&s
   dots_half<1>(x, w, sums);
 }
 
-// Rows to ask memory for while others are worked on, a step's cache lines at a time: what the next calls will read. They may be
-// any rows, but rows of the right type and width.
+// Rows to ask memory for while others are worked on, a step's cache lines at a time: what the next calls will read.
+// They may be any rows, but rows of the right type and width.
 template <class E>
 struct Ahead {
   const E* first;
@@ -66,7 +66,8 @@ struct Ahead {
 
 // out[t][n] = tokens[t] . rows[n], in float32.
 template <int T, int N, class E>
-inline void dots(const E* const* tokens, const E* const* rows, int64_t width, float (&out)[T][N], const Ahead<E>& ahead) {
+inline void dots(const E* const* tokens, const E* const* rows, int64_t width, float (&out)[T][N],
+                 const Ahead<E>& ahead) {
   Floats sums[T][N] = {};
   const E *x[T], *w[N];
   for (int t = 0; t < T; ++t) x[t] = tokens[t];
@@ -107,7 +108,8 @@ inline void pair_dots(const E* const* tokens, const E* const* rows, int64_t widt
   }
   if (rest)
     for (int t = 0; t < T; ++t)
-      step(t, static_cast<const E*>(End<E>(tokens[t] + whole, rest)), static_cast<const E*>(End<E>(rows[t] + whole, rest)));
+      step(t, static_cast<const E*>(End<E>(tokens[t] + whole, rest)),
+           static_cast<const E*>(End<E>(rows[t] + whole, rest)));
   for (int t = 0; t < T; ++t) out[t] = sum(sums[t][0][0]);
 }
 
@@ -117,8 +119,8 @@ inline void load_steps(const E* from, Floats (&to)[2 * C]) {
   for (int c = 0; c < C; ++c) to[2 * c] = load<0>(from + c * kStep), to[2 * c + 1] = load<1>(from + c * kStep);
 }
 
-// f.operator()<C>(column) over the whole steps of a row, C = kSumSteps at a time while there are as many, then one by one;
-// returns the first column that is left.
+// f.operator()<C>(column) over the whole steps of a row, C = kSumSteps at a time while there are as many, then one by
+// one; returns the first column that is left.
 template <class F>
 inline int64_t over_steps(int64_t width, const F& f) {
   int64_t column = 0;
@@ -128,8 +130,9 @@ inline int64_t over_steps(int64_t width, const F& f) {
   return column;
 }
 
-// to[t] (+)= sum over l < count of coefficients[t][l] * rows[l]. Where `to` is float32 for bfloat16 rows, it is in halves
-// (vectors.h) and as wide as the next multiple of the step. `streaming`: past the caches, rows of `to` aligned to a vector.
+// to[t] (+)= sum over l < count of coefficients[t][l] * rows[l]. Where `to` is float32 for bfloat16 rows, it is in
+// halves (vectors.h) and as wide as the next multiple of the step. `streaming`: past the caches, rows of `to` aligned
+// to a vector.
 template <int T, bool streaming = false, class E, class O>
 inline void add_rows(const E* const* rows, int64_t count, const float* const* coefficients, O* const* to, int64_t width,
                      bool add) {
@@ -158,9 +161,12 @@ inline void add_rows(const E* const* rows, int64_t count, const float* const* co
   if (const int64_t rest = width - column) {
     constexpr bool padded = sizeof(O) > sizeof(E);
     O ends[T][kStep];
-    for (int t = 0; t < T; ++t) std::memcpy(static_cast<void*>(ends[t]), to[t] + column, (padded ? kStep : rest) * sizeof(O));
-    tile.template operator()<1>([&](int64_t l) { return End<E>(rows[l] + column, rest); }, [&](int t) { return &ends[t][0]; });
-    for (int t = 0; t < T; ++t) std::memcpy(static_cast<void*>(to[t] + column), ends[t], (padded ? kStep : rest) * sizeof(O));
+    for (int t = 0; t < T; ++t)
+      std::memcpy(static_cast<void*>(ends[t]), to[t] + column, (padded ? kStep : rest) * sizeof(O));
+    tile.template operator()<1>([&](int64_t l) { return End<E>(rows[l] + column, rest); },
+                                [&](int t) { return &ends[t][0]; });
+    for (int t = 0; t < T; ++t)
+      std::memcpy(static_cast<void*>(to[t] + column), ends[t], (padded ? kStep : rest) * sizeof(O));
   }
 }
 

@@ -1,6 +1,6 @@
-// Inference called from Python past torch's dispatcher, whose way from Python to an operator takes longer than one token's
-// walk. Only where it would end at the same function: plain tensors on the CPU, no gradients, autocast, mode, tracer or
-// profiler. Empty where Python's headers are missing, which costs the shortcut alone.
+// Inference called from Python past torch's dispatcher, whose way from Python to an operator takes longer than one
+// token's walk. Only where it would end at the same function: plain tensors on the CPU, no gradients, autocast, mode,
+// tracer or profiler. Empty where Python's headers are missing, which costs the shortcut alone.
 #if __has_include(<Python.h>)
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/python_variable.h>
@@ -29,8 +29,8 @@ bool plain_here() {
 }
 
 bool plain(PyObject* object) {
-  constexpr c10::DispatchKeySet dense{c10::DispatchKey::CPU, c10::DispatchKey::AutogradCPU, c10::DispatchKey::AutocastCPU,
-                                      c10::DispatchKey::ADInplaceOrView};
+  constexpr c10::DispatchKeySet dense{c10::DispatchKey::CPU, c10::DispatchKey::AutogradCPU,
+                                      c10::DispatchKey::AutocastCPU, c10::DispatchKey::ADInplaceOrView};
   return THPVariable_CheckExact(object) && within(THPVariable_Unpack(object).key_set(), dense);
 }
 
@@ -43,7 +43,8 @@ PyObject* call(PyObject* activation, PyObject* const* given, Py_ssize_t count) {
   static PyObject* const names[] = {PyUnicode_InternFromString("w_in"), PyUnicode_InternFromString("b_in"),
                                     PyUnicode_InternFromString("w_out")};
   if (count != 2 || !PyDict_Check(given[1]) || !plain_here() || !plain(given[0])) Py_RETURN_NONE;
-  PyObject *const in = named(given[1], names[0]), *const bias = named(given[1], names[1]), *const out = named(given[1], names[2]);
+  PyObject *const in = named(given[1], names[0]), *const bias = named(given[1], names[1]),
+                  *const out = named(given[1], names[2]);
   if (!in || !bias || !out || !plain(in) || !plain(out) || (bias != Py_None && !plain(bias))) Py_RETURN_NONE;
   const at::Tensor &x = THPVariable_Unpack(given[0]), &w_in = THPVariable_Unpack(in), &w_out = THPVariable_Unpack(out);
   const auto dtype = x.scalar_type();

@@ -1,4 +1,5 @@
-// Sixteen floats at a time with AVX-512, else eight, in float32 and bfloat16 memory alike. Not what is computed with them.
+// Sixteen floats at a time with AVX-512, else eight, in float32 and bfloat16 memory alike. Not what is computed with
+// them.
 //
 // The compiler's own vector type: it becomes AVX on x86, NEON pairs on ARM, SSE2 on a plain machine, without a line of
 // code for each. Rows are read two vectors at a time, as halves. In bfloat16 memory the halves are the even and the
@@ -47,8 +48,8 @@ inline Floats in_register(Floats value) {
   return value;
 }
 
-// a * b + c, rounded once where the machine can. Written out, with contraction by the compiler turned off: what a compiler
-// contracts depends on the code around it, and then bits would depend on how tokens are grouped.
+// a * b + c, rounded once where the machine can. Written out, with contraction by the compiler turned off: what a
+// compiler contracts depends on the code around it, and then bits would depend on how tokens are grouped.
 inline Floats fused(Floats a, Floats b, Floats c) {
 #if defined(__AVX512F__)
   return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
@@ -64,7 +65,8 @@ inline Floats fused(Floats a, Floats b, Floats c) {
 
 inline Floats all(float value) {
 #if defined(__AVX512F__)
-  return (Floats)_mm512_set1_ps(value);  // which a multiply-add reads from memory as it is; adding zeros is no such thing
+  // Which a multiply-add reads from memory as it is; adding zeros is no such thing.
+  return (Floats)_mm512_set1_ps(value);
 #elif defined(__AVX__)
   return (Floats)_mm256_set1_ps(value);
 #else
@@ -99,7 +101,8 @@ inline Bits rounded(Floats value) {
 // Both as bfloat16, in turn.
 inline Bits interleaved(Floats even, Floats odd) {
 #if defined(__AVX512BF16__)
-  // One instruction rounds both (denormal numbers to zero) and writes them one after the other; another puts them in turn.
+  // One instruction rounds both (denormal numbers to zero) and writes them one after the other; another puts them in
+  // turn.
   typedef uint16_t Words __attribute__((vector_size(64)));
   constexpr Words turns = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
                            8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
@@ -155,7 +158,8 @@ struct End {
   explicit operator const E*() const { return values; }
 };
 
-// Sum of the lanes, halves onto halves, always in this order: a dot product has the same bits whatever is computed beside it.
+// Sum of the lanes, halves onto halves, always in this order: a dot product has the same bits whatever is computed
+// beside it.
 template <class Half, class V>
 inline Half folded(V v) {
   Half halves[2];

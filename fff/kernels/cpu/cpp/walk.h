@@ -1,10 +1,11 @@
 // Down the tree: which leaf each token of a block reaches, and the scores on its way. Not what the nodes add.
 //
-// Depth first over lists of tokens: a node's list is scored against the node and both of its children at once, two levels
-// for one pass over the tokens, and divided into the four grandchildren's lists. A list of more tokens than a core's cache
-// holds goes down kFarLevels a stretch of kNear at a time, so that a token is fetched from memory once for those levels, and
-// the stretches are gathered into one list per node below. Tokens end in the order of their leaves, and a
-// subtree's rows stay in cache while its lists are walked. Lists of one token go down level by level, several together.
+// Depth first over lists of tokens: a node's list is scored against the node and both of its children at once, two
+// levels for one pass over the tokens, and divided into the four grandchildren's lists. A list of more tokens than a
+// core's cache holds goes down kFarLevels a stretch of kNear at a time, so that a token is fetched from memory once for
+// those levels, and the stretches are gathered into one list per node below. Tokens end in the order of their leaves,
+// and a subtree's rows stay in cache while its lists are walked. Lists of one token go down level by level, several
+// together.
 #pragma once
 
 #include <algorithm>
@@ -145,8 +146,8 @@ struct Walk {
     walk_single(stop);
   }
 
-  // Lists of one token, some of them at the same time: each fetches only the rows of its path, while the others' rows are on
-  // their way. (A token that is alone in its block goes two levels at a time: it would wait for each dot.)
+  // Lists of one token, some of them at the same time: each fetches only the rows of its path, while the others' rows
+  // are on their way. (A token that is alone in its block goes two levels at a time: it would wait for each dot.)
   void walk_single(int64_t stop) {
     auto& waiting = space.single;
     List lists[kTogether];
