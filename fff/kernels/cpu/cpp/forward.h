@@ -32,9 +32,7 @@ struct Space {
   std::vector<int64_t> counts;
 
   Sorted sorted(int64_t tree, int64_t tokens) { return {order.data() + tree * tokens, leaf.data() + tree * tokens}; }
-  void reserve(int64_t trees, int64_t tokens) {
-    if (static_cast<int64_t>(order.size()) < trees * tokens) order.resize(trees * tokens), leaf.resize(trees * tokens);
-  }
+  void reserve(int64_t trees, int64_t tokens) { at_least(order, trees * tokens), at_least(leaf, trees * tokens); }
 };
 
 inline int64_t padded(int64_t width) { return (width + kStep - 1) / kStep * kStep; }

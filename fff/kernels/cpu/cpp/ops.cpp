@@ -1,10 +1,12 @@
-// The operators: check what comes in, give out memory, share blocks of tokens among threads. No arithmetic.
+// The operators: hold the tensors' memory, give out more, share blocks of tokens among threads. Not what they refuse
+// (checks.h) and no arithmetic.
 #include <ATen/Context.h>
 #include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
 #include <ATen/native/TensorFactories.h>
 #include <torch/library.h>
 
+#include "checks.h"
 #include "leaves.h"
 #include "memory.h"
 #include "ops.h"
@@ -12,72 +14,36 @@
 namespace fff {
 namespace {
 
-using at::Tensor;
-using std::optional;
-
 // One tree's top levels are walked once for all tokens of a block, so it takes all. Of many trees, whose rows together
 // exceed a core's cache, each is fetched once a block: what that saves outweighs that inputs and sums leave the cache.
 constexpr int64_t kBlockOfOneTree = 16384, kBlockOfTrees = 1024;
 // A thread is worth waking from about this much work on: multiply-adds.
 constexpr int64_t kWorkForThread = 1 << 19;
 
-Activation activation_of(int64_t number) {
-  TORCH_CHECK_VALUE(number >= 0 && number <= static_cast<int64_t>(Activation::identity), "activation ", number);
-  return static_cast<Activation>(number);
-}
-
-void check_float(const Tensor& t, const char* name, at::ScalarType dtype) {
-  TORCH_CHECK_VALUE(t.device().is_cpu(), name, " is on ", t.device(), "; provider 'cpu' needs it on the CPU");
-  TORCH_CHECK_VALUE(t.scalar_type() == dtype, name, " is ", t.scalar_type(), ", but x is ", dtype,
-                    "; convert one of them");
-}
-
-// The last dimension is the width; all sizes fit together.
-void check(const Tensor& x, const Tensor& w_in, const optional<Tensor>& b_in, const Tensor& w_out) {
-  const auto dtype = x.scalar_type();
-  TORCH_CHECK_VALUE(dtype == at::kFloat || dtype == at::kBFloat16, "x is ", dtype,
-                    "; provider 'cpu' takes float32 and bfloat16");
-  check_float(x, "x", dtype);
-  check_float(w_in, "w_in", dtype);
-  check_float(w_out, "w_out", dtype);
-  TORCH_CHECK_VALUE(
-      w_in.dim() == 3 && w_out.dim() == 3 && w_in.size(0) == w_out.size(0) && w_in.size(1) == w_out.size(1),
-      "w_in and w_out must be (trees, nodes, width), with the same trees and nodes");
-  const int64_t nodes = w_in.size(1);
-  TORCH_CHECK_VALUE(nodes > 0 && (nodes & (nodes + 1)) == 0 && nodes < (int64_t{1} << 31),
-                    "a complete tree has 2 ** (depth + 1) - 1 nodes and a depth of at most 29, got ", nodes);
-  TORCH_CHECK_VALUE(x.dim() >= 1 && x.size(-1) == w_in.size(2), "the input's last dimension is ",
-                    x.dim() ? x.size(-1) : 0, ", but the layer has d_in=", w_in.size(2));
-  if (b_in) {
-    check_float(*b_in, "b_in", dtype);
-    TORCH_CHECK_VALUE(b_in->dim() == 2 && b_in->size(0) == w_in.size(0) && b_in->size(1) == nodes,
-                      "b_in must be (trees, nodes)");
-  }
-}
-
-int64_t depth_of(const Tensor& w) {
-  int64_t depth = 0;
-  while ((int64_t{2} << depth) - 1 < w.size(1)) ++depth;
-  return depth;
-}
-
-// Contiguous weights, kept alive beside the pointers into them.
+// A tensor's elements in order, and the memory that they lie in: it stays, whatever is assigned to the tensor
+// meanwhile.
 template <class E>
 struct Held {
-  Tensor w_in, b_in, w_out;
+  c10::Storage memory;
+  const E* at = nullptr;
+  Held() = default;
+  explicit Held(const Tensor& t) {
+    const auto whole = t.expect_contiguous();
+    memory = whole->storage();
+    at = whole->const_data_ptr<E>();
+  }
+};
+
+// Weights that fit together (check_path), for the functions of forward.h and backward.h.
+template <class E>
+struct HeldLayer {
+  Held<E> w_in, b_in, w_out;
   Layer<E> layer;
-  Held(const Tensor& in, const optional<Tensor>& bias, const Tensor& out, int64_t activation)
-      : w_in(in.contiguous()),
-        b_in(bias ? bias->contiguous() : Tensor()),
-        w_out(out.contiguous()),
-        layer{w_in.const_data_ptr<E>(),
-              bias ? b_in.const_data_ptr<E>() : nullptr,
-              w_out.const_data_ptr<E>(),
-              w_in.size(0),
-              depth_of(w_in),
-              w_in.size(2),
-              w_out.size(2),
-              activation_of(activation)} {}
+  HeldLayer(const Tensor& in, const optional<Tensor>& bias, const Tensor& out, int64_t depth, Activation activation)
+      : w_in(in),
+        b_in(bias ? Held<E>(*bias) : Held<E>()),
+        w_out(out),
+        layer{w_in.at, b_in.at, w_out.at, in.size(0), depth, in.size(2), out.size(2), activation} {}
 };
 
 // f(begin, end, space) over blocks of tokens, by as many threads as the work is worth. Results do not depend on how.
@@ -128,31 +94,32 @@ Tensor output_like(const Tensor& x, int64_t width) {
   return fresh(sizes, x.scalar_type());
 }
 
-int64_t rows_of(const Tensor& x) { return x.size(-1) ? x.numel() / x.size(-1) : 0; }
+int64_t rows_of(const Tensor& x) { return x.numel() / x.size(-1); }
 
 template <class E>
-void compute(const Held<E>& held, const Tensor& x, const bool* flips, Tensor& y, float* scores, int32_t* leaf) {
-  const Layer<E>& layer = held.layer;
-  const E* from = x.const_data_ptr<E>();
-  E* to = y.mutable_data_ptr<E>();
-  over_blocks(rows_of(x), layer.trees, work_of(layer), [&](int64_t begin, int64_t end, Space& space) {
-    forward<E>(layer, from + begin * layer.width, flips ? flips + begin * layer.trees * layer.depth : nullptr,
-               end - begin, to + begin * layer.out_width, scores ? scores + begin * layer.stride() : nullptr,
+void compute(const Layer<E>& layer, const E* x, const bool* flips, int64_t tokens, E* y, float* scores, int32_t* leaf) {
+  over_blocks(tokens, layer.trees, work_of(layer), [&](int64_t begin, int64_t end, Space& space) {
+    forward<E>(layer, x + begin * layer.width, flips ? flips + begin * layer.trees * layer.depth : nullptr, end - begin,
+               y + begin * layer.out_width, scores ? scores + begin * layer.stride() : nullptr,
                leaf ? leaf + begin * layer.trees : nullptr, space);
   });
 }
 
 }  // namespace
 
-Tensor infer(const Tensor& x, const Tensor& w_in, const optional<Tensor>& b_in, const Tensor& w_out,
-             int64_t activation) {
-  check(x, w_in, b_in, w_out);
+Tensor infer(const Tensor& x, const Tensor& w_in, const optional<Tensor>& b_in, const Tensor& w_out, int64_t activation,
+             void (*around)(Work)) {
+  const Activation act = activation_of(activation);
+  const int64_t depth = check_path(x, w_in, b_in, w_out);
   Tensor y = output_like(x, w_out.size(2));
-  if (y.numel())
-    for_dtype(x.scalar_type(), [&]<class E>() {
-      const Held<E> held(w_in, b_in, w_out, activation);
-      compute<E>(held, x.contiguous(), nullptr, y, nullptr, nullptr);
-    });
+  if (!y.numel()) return y;
+  for_dtype(x.scalar_type(), [&]<class E>() {
+    const HeldLayer<E> held(w_in, b_in, w_out, depth, act);
+    const Held<E> from(x);
+    const int64_t tokens = rows_of(x);
+    E* const to = y.mutable_data_ptr<E>();
+    around([&] { compute<E>(held.layer, from.at, nullptr, tokens, to, nullptr, nullptr); });
+  });
   return y;
 }
 
@@ -161,53 +128,41 @@ namespace {
 // LeafFFF, depth at least 1: x (..., H) -> y (..., K)
 Tensor leaf_infer(const Tensor& x, const Tensor& w_node, const Tensor& b_node, const Tensor& w_in, const Tensor& b_in,
                   const Tensor& w_out, const Tensor& b_out, int64_t activation) {
-  const auto dtype = x.scalar_type();
-  TORCH_CHECK_VALUE(dtype == at::kFloat || dtype == at::kBFloat16, "x is ", dtype,
-                    "; provider 'cpu' takes float32 and bfloat16");
-  for (const Tensor& t : {x, w_node, b_node, w_in, b_in, w_out, b_out}) check_float(t, "an operand", dtype);
-  const int64_t leaves = w_in.size(0), neurons = w_in.size(1), width = w_in.size(2), out_width = w_out.size(2);
-  int64_t depth = 0;
-  while ((int64_t{1} << depth) < leaves) ++depth;
-  TORCH_CHECK_VALUE(depth >= 1 && leaves == int64_t{1} << depth &&
-                        w_node.sizes() == at::IntArrayRef({leaves - 1, width}) && b_node.numel() == leaves - 1 &&
-                        b_in.numel() == leaves * neurons &&
-                        w_out.sizes() == at::IntArrayRef({leaves, neurons, out_width}) &&
-                        b_out.numel() == leaves * out_width && x.dim() >= 1 && x.size(-1) == width,
-                    "the operands do not fit together as LeafFFF's");
+  const Activation act = activation_of(activation);
+  const int64_t depth = check_leaves(x, w_node, b_node, w_in, b_in, w_out, b_out);
+  const int64_t neurons = w_in.size(1), width = w_in.size(2), out_width = w_out.size(2);
   Tensor y = output_like(x, out_width);
   if (!y.numel()) return y;
-  const Tensor held[] = {x.contiguous(),    w_node.contiguous(), b_node.contiguous(), w_in.contiguous(),
-                         b_in.contiguous(), w_out.contiguous(),  b_out.contiguous()};
-  for_dtype(dtype, [&]<class E>() {
-    const auto at = [&](int i) { return held[i].const_data_ptr<E>(); };
-    const LeafLayer<E> layer{
-        at(1), at(2), at(3), at(4), at(5), at(6), depth, neurons, width, out_width, activation_of(activation)};
-    over_blocks(rows_of(x), 1, depth * width + neurons * (width + out_width),
-                [&](int64_t begin, int64_t end, Space& space) {
-                  leaf_forward<E>(layer, at(0) + begin * width, end - begin,
-                                  y.mutable_data_ptr<E>() + begin * out_width, space);
-                });
+  for_dtype(x.scalar_type(), [&]<class E>() {
+    const Held<E> from(x), nodes(w_node), biases(b_node), in(w_in), in_bias(b_in), out(w_out), out_bias(b_out);
+    const LeafLayer<E> layer{nodes.at, biases.at, in.at, in_bias.at, out.at, out_bias.at,
+                             depth,    neurons,   width, out_width,  act};
+    E* const to = y.mutable_data_ptr<E>();
+    const int64_t work = depth * width + neurons * (width + out_width);
+    over_blocks(rows_of(x), 1, work, [&](int64_t begin, int64_t end, Space& space) {
+      leaf_forward<E>(layer, from.at + begin * width, end - begin, to + begin * out_width, space);
+    });
   });
   return y;
 }
 
 // x (N, H) -> y (N, K), leaves' nodes (N, T) int32, scores (N, T, L) float32
 std::tuple<Tensor, Tensor, Tensor> forward_op(const Tensor& x, const Tensor& w_in, const optional<Tensor>& b_in,
-                                              const Tensor& w_out, int64_t activation, const optional<Tensor>& flips) {
-  check(x, w_in, b_in, w_out);
-  TORCH_CHECK_VALUE(x.dim() == 2, "x must be (tokens, width)");
-  const int64_t tokens = x.size(0), trees = w_in.size(0), depth = depth_of(w_in);
-  TORCH_CHECK_VALUE(tokens < (int64_t{1} << 31), "x has ", tokens, " tokens; at most 2^31 - 1 in one call");
-  if (flips)
-    TORCH_CHECK_VALUE(flips->scalar_type() == at::kBool && flips->numel() == tokens * trees * depth,
-                      "flips must be bool (tokens, trees, depth)");
+                                              const Tensor& w_out, int64_t activation, const optional<Tensor>& flips,
+                                              const optional<Tensor>& temperature) {
+  const Activation act = activation_of(activation);
+  const int64_t depth = check_path(x, w_in, b_in, w_out), tokens = check_tokens(x), trees = w_in.size(0);
+  if (flips) check_flips(*flips, tokens, trees, depth);
+  if (temperature) check_temperature(*temperature);  // for the backward pass: refused before the work, not after
   Tensor y = fresh({tokens, w_out.size(2)}, x.scalar_type());
   Tensor leaf = fresh({tokens, trees}, at::kInt);
   Tensor scores = fresh({tokens, trees, depth + 1}, at::kFloat);
-  const Tensor turned = flips ? flips->contiguous() : Tensor();
+  const Held<bool> turned = flips ? Held<bool>(*flips) : Held<bool>();
   for_dtype(x.scalar_type(), [&]<class E>() {
-    compute<E>(Held<E>(w_in, b_in, w_out, activation), x.contiguous(), flips ? turned.const_data_ptr<bool>() : nullptr,
-               y, scores.mutable_data_ptr<float>(), leaf.mutable_data_ptr<int32_t>());
+    const HeldLayer<E> held(w_in, b_in, w_out, depth, act);
+    const Held<E> from(x);
+    compute<E>(held.layer, from.at, turned.at, tokens, y.mutable_data_ptr<E>(), scores.mutable_data_ptr<float>(),
+               leaf.mutable_data_ptr<int32_t>());
   });
   return {y, leaf, scores};
 }
@@ -294,28 +249,27 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward_op(const Tensor& grad, const
                                                        const Tensor& x, const Tensor& w_in, const Tensor& w_out,
                                                        const Tensor& leaf, const Tensor& scores,
                                                        const optional<Tensor>& temperature, int64_t activation) {
-  check(x, w_in, std::nullopt, w_out);
-  check_float(grad, "grad", x.scalar_type());
-  const int64_t tokens = x.size(0), trees = w_in.size(0), nodes = w_in.size(1);
-  TORCH_CHECK_VALUE(grad.sizes() == at::IntArrayRef({tokens, w_out.size(2)}) && leaf.numel() == tokens * trees &&
-                        scores.numel() == tokens * trees * (depth_of(w_in) + 1),
-                    "grad, leaf and scores do not fit x and the weights");
+  const Activation act = activation_of(activation);
+  const int64_t depth = check_path(x, w_in, std::nullopt, w_out), tokens = check_tokens(x);
+  const int64_t trees = w_in.size(0), nodes = w_in.size(1);
+  check_weight(grad, "grad", x);
+  check_sizes(grad, "grad", {tokens, w_out.size(2)}, "(tokens, d_out)");
+  check_kept(leaf, scores, tokens, trees, depth);
+  if (grad_of_scores) {
+    check_tensor(*grad_of_scores, "grad_of_scores", at::kFloat);
+    check_sizes(*grad_of_scores, "grad_of_scores", scores.sizes(), "(tokens, trees, depth + 1)");
+  }
+  const float warmth = temperature ? check_temperature(*temperature) : 1.0f;
   const auto like = [&](const Tensor& t) { return fresh(t.sizes(), t.scalar_type()); };
   Tensor grad_x = like(x), grad_in = like(w_in), grad_out = like(w_out);
   Tensor grad_bias = fresh({trees, nodes}, w_in.scalar_type());
   Tensor grad_scores = like(scores);
-  const Tensor from = x.contiguous(), gradient = grad.contiguous(), leaves = leaf.contiguous(), s = scores.contiguous();
-  const Tensor direct = grad_of_scores ? grad_of_scores->to(at::kFloat).contiguous() : Tensor();
+  const Held<float> s(scores), direct = grad_of_scores ? Held<float>(*grad_of_scores) : Held<float>();
+  const Held<int32_t> leaves(leaf);
   for_dtype(x.scalar_type(), [&]<class E>() {
-    const Held<E> held(w_in, std::nullopt, w_out, activation);
-    const Gradients<E> g{held.layer,
-                         from.const_data_ptr<E>(),
-                         gradient.const_data_ptr<E>(),
-                         s.const_data_ptr<float>(),
-                         grad_of_scores ? direct.const_data_ptr<float>() : nullptr,
-                         leaves.const_data_ptr<int32_t>(),
-                         temperature.has_value(),
-                         temperature ? temperature->item<float>() : 1.0f};
+    const HeldLayer<E> held(w_in, std::nullopt, w_out, depth, act);
+    const Held<E> from(x), gradient(grad);
+    const Gradients<E> g{held.layer, from.at, gradient.at, s.at, direct.at, leaves.at, temperature.has_value(), warmth};
     over_blocks(tokens, trees, work_of(held.layer), [&](int64_t begin, int64_t end, Space& space) {
       backward_tokens(g, begin, end, grad_scores.mutable_data_ptr<float>(), grad_x.mutable_data_ptr<E>(), space);
     });
@@ -340,11 +294,10 @@ TORCH_LIBRARY_FRAGMENT(fff, m) {
 }
 
 TORCH_LIBRARY_IMPL(fff, CPU, m) {
-  m.impl("cpu_infer", infer);
+  m.impl("cpu_infer", [](const Tensor& x, const Tensor& w_in, const optional<Tensor>& b_in, const Tensor& w_out,
+                         int64_t activation) { return infer(x, w_in, b_in, w_out, activation); });
   m.impl("cpu_leaf_infer", leaf_infer);
-  m.impl("cpu_forward", [](const Tensor& x, const Tensor& w_in, const optional<Tensor>& b_in, const Tensor& w_out,
-                           int64_t activation, const optional<Tensor>& flips,
-                           const optional<Tensor>&) { return forward_op(x, w_in, b_in, w_out, activation, flips); });
+  m.impl("cpu_forward", forward_op);
   m.impl("cpu_backward", backward_op);
 }
 

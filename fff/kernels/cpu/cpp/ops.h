@@ -2,13 +2,19 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <c10/util/FunctionRef.h>
 
 #include <optional>
 
 namespace fff {
 
-// x (..., H) -> y (..., K), path nodes only.
+using Work = c10::function_ref<void()>;
+
+inline void at_once(Work work) { work(); }
+
+// x (..., H) -> y (..., K), path nodes only. `around` calls the work, whose memory is held by then: others may change
+// the tensors meanwhile.
 at::Tensor infer(const at::Tensor& x, const at::Tensor& w_in, const std::optional<at::Tensor>& b_in,
-                 const at::Tensor& w_out, int64_t activation);
+                 const at::Tensor& w_out, int64_t activation, void (*around)(Work) = at_once);
 
 }  // namespace fff

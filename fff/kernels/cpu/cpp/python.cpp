@@ -14,11 +14,14 @@
 namespace fff {
 namespace {
 
-// Other threads of Python run meanwhile.
-struct Released {
-  PyThreadState* const state = PyEval_SaveThread();
-  ~Released() { PyEval_RestoreThread(state); }
-};
+// Other threads of Python run while the work does.
+void released(Work work) {
+  struct Released {
+    PyThreadState* const state = PyEval_SaveThread();
+    ~Released() { PyEval_RestoreThread(state); }
+  } const others;
+  work();
+}
 
 bool within(c10::DispatchKeySet keys, c10::DispatchKeySet most) { return (keys | most) == most; }
 
@@ -34,29 +37,38 @@ bool plain(PyObject* object) {
   return THPVariable_CheckExact(object) && within(THPVariable_Unpack(object).key_set(), dense);
 }
 
-// A parameter by name, borrowed; null where it is missing.
-PyObject* named(PyObject* parameters, PyObject* name) { return PyDict_GetItemWithError(parameters, name); }
+// A parameter by name, owned: the dictionary may let go of it at any time. Null where it is missing.
+struct Parameter {
+  PyObject* object = nullptr;
+  Parameter(PyObject* parameters, PyObject* name) {
+#if PY_VERSION_HEX >= 0x030D0000
+    PyDict_GetItemRef(parameters, name, &object);
+#else
+    object = Py_XNewRef(PyDict_GetItemWithError(parameters, name));
+#endif
+  }
+  Parameter(const Parameter&) = delete;
+  ~Parameter() { Py_XDECREF(object); }
+};
 
-// (x, parameters by name) -> y, or None where the usual way must be gone. `activation` is the number of one.
+// (x, parameters by name) -> y, or None for a call that must go through torch's dispatcher. `activation` is the number
+// of the activation function.
 PyObject* call(PyObject* activation, PyObject* const* given, Py_ssize_t count) {
   HANDLE_TH_ERRORS
   static PyObject* const names[] = {PyUnicode_InternFromString("w_in"), PyUnicode_InternFromString("b_in"),
                                     PyUnicode_InternFromString("w_out")};
   if (count != 2 || !PyDict_Check(given[1]) || !plain_here() || !plain(given[0])) Py_RETURN_NONE;
-  PyObject *const in = named(given[1], names[0]), *const bias = named(given[1], names[1]),
-                  *const out = named(given[1], names[2]);
-  if (!in || !bias || !out || !plain(in) || !plain(out) || (bias != Py_None && !plain(bias))) Py_RETURN_NONE;
-  const at::Tensor &x = THPVariable_Unpack(given[0]), &w_in = THPVariable_Unpack(in), &w_out = THPVariable_Unpack(out);
+  const Parameter in(given[1], names[0]), bias(given[1], names[1]), out(given[1], names[2]);
+  if (PyErr_Occurred()) return nullptr;
+  if (!in.object || !bias.object || !out.object || !plain(in.object) || !plain(out.object) ||
+      (bias.object != Py_None && !plain(bias.object)))
+    Py_RETURN_NONE;
+  const at::Tensor &x = THPVariable_Unpack(given[0]), &w_in = THPVariable_Unpack(in.object);
   const auto dtype = x.scalar_type();
   if (dtype != w_in.scalar_type() || (dtype != at::kFloat && dtype != at::kBFloat16)) Py_RETURN_NONE;
-  const auto b_in = bias == Py_None ? std::nullopt : std::optional<at::Tensor>(THPVariable_Unpack(bias));
+  const auto b_in = bias.object == Py_None ? std::nullopt : std::optional<at::Tensor>(THPVariable_Unpack(bias.object));
   const int64_t number = PyLong_AsLongLong(activation);
-  at::Tensor y;
-  {
-    const Released others;
-    y = infer(x, w_in, b_in, w_out, number);
-  }
-  return THPVariable_Wrap(std::move(y));
+  return THPVariable_Wrap(infer(x, w_in, b_in, THPVariable_Unpack(out.object), number, released));
   END_HANDLE_TH_ERRORS
 }
 

@@ -97,6 +97,8 @@ struct Walk {
     at_least(space.spare, tokens);
     at_least(space.branch, tokens);
     auto& far = space.far;
+    // Not empty where memory gave out in the call before.
+    far.clear(), space.near.clear(), space.single.clear();
     if (tokens) far.push_back({0, 0, 0, tokens});
     several = tokens > 1;
     while (!far.empty()) {
