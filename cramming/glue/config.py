@@ -5,10 +5,20 @@ from typing import Any
 
 from cramming.errors import UserError
 from cramming.glue.tasks import suite_tasks
+from cramming.runs import Keys, essence, listed
 
 SOURCES = ("mini", "hub", "local")
 WARMUPS = ("per_task", "legacy")
 PRECISIONS = ("fp32", "bf16", "fp16")
+# What the first results were named by (see cramming.runs); never add to it.
+FIXED = listed(
+    {
+        "": "source epochs batch lr beta1 beta2 eps weight_decay warmup warmup_fraction max_length dropout precision "
+        "limit_train"
+    }
+)
+MINI = listed({"": "mini_train mini_dev mini_seed"})
+COSMETIC = listed({"": "dir tasks seeds eval_batch"})
 
 
 @dataclass(frozen=True)
@@ -83,18 +93,5 @@ class GlueConfig:
 
     def settings(self) -> dict[str, Any]:
         """What a result depends on besides model, examples, task and seed: runs with equal settings are comparable."""
-        keys: tuple[str, ...] = (
-            "source",
-            "epochs",
-            "batch",
-            "lr",
-            "beta1",
-            "beta2",
-            "eps",
-            "weight_decay",
-            "warmup",
-            "warmup_fraction",
-        )
-        keys += ("max_length", "dropout", "precision", "limit_train")
-        mini = ("mini_train", "mini_dev", "mini_seed") if self.source == "mini" else ()
-        return {key: getattr(self, key) for key in keys + mini}
+        mini, none = self.source == "mini", frozenset[str]()
+        return essence(self, Keys(FIXED | (MINI if mini else none), COSMETIC | (none if mini else MINI)))

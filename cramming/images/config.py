@@ -1,9 +1,10 @@
 """Configuration group `images`: Table 1 of arXiv 2308.14711 as an experiment, its data and rows. Not the training."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from cramming.errors import UserError
+from cramming.runs import Keys, essence, listed
 from fff.activations import ACTIVATIONS
 from fff.hardening import LOSSES
 
@@ -20,6 +21,14 @@ VARIANTS: dict[str, tuple[tuple[str, ...], bool]] = {
 DENSE = "dense"
 # Which rows are run, not what a row is.
 CHOICE = ("widths", "leaf_widths", "variants", "seeds", "controls")
+# What the first results were named by (see cramming.runs); never add to it.
+FIXED = listed(
+    {
+        "": "name source id config revision image_column label_column test_share valid_share split_seed epochs batch "
+        "lr activation entropy_weight balance_weight master_width"
+    }
+)
+KEYS = Keys(FIXED, cosmetic=frozenset(CHOICE), paths=frozenset({"id"}))
 
 
 @dataclass(frozen=True)
@@ -123,4 +132,4 @@ class ImagesConfig:
 
     def settings(self) -> dict[str, Any]:
         """What a row's result depends on besides the row and the seed: rows of equal settings are comparable."""
-        return {key: value for key, value in asdict(self).items() if key not in CHOICE}
+        return essence(self, KEYS)

@@ -129,9 +129,8 @@ def settings_of(record: Record) -> str:
 def deviations(settings: dict[str, Any]) -> str:
     """The settings that are not the paper's recipe, which is `GlueConfig`'s default; source and precision aside."""
     recipe = GlueConfig(source="hub").settings()
-    keys = sorted(
-        key for key in recipe.keys() - {"source", "precision"} if settings.get(key, recipe[key]) != recipe[key]
-    )
+    other = settings.keys() - {"source", "precision", *PER_TASK}  # a key that the recipe lacks is not at its default
+    keys = sorted(key for key in other if key not in recipe or settings[key] != recipe[key])
     return ", ".join(f"{key}={settings[key]}" for key in keys)
 
 

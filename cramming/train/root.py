@@ -1,29 +1,51 @@
 """Root configuration of `make pretrain`, and the names that follow from it. Not how it is read (config.py)."""
 
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from cramming.data.config import DataConfig
 from cramming.errors import UserError
-from cramming.files import short_hash
 from cramming.model.config import FFNConfig, ModelConfig
+from cramming.runs import Keys, RunName, essence, listed, recorded, run_name
 from cramming.train.config import TrainConfig, WandbConfig
 from cramming.train.hardening import HardeningConfig
 
-# What may change without making it another run.
-COSMETIC = {
-    "data": ("workers", "examples"),
-    "train": (
-        "keep_checkpoints",
-        "checkpoints",
-        "log_steps",
-        "usage_sequences",
-        "usage_steps",
-        "compile_mode",
-        "profile_steps",
-    ),
-}
+RAMP = "schedule start end"
+# What the first results were named by. Never add to it: a key added later enters a name where it is not at its default.
+FIXED = listed(
+    {
+        "": "experiment data model ffn train hardening",
+        "data": "name source files valid_files text_field hub max_megabytes valid_share valid_max_megabytes tokenizer "
+        "vocab_size tokenizer_megabytes max_tokens_per_char seq_len order",
+        "data.hub": "id config split column revision join_rows",
+        "model": "hidden_size layers heads positions rotary_base norm_eps init_std sparse_prediction",
+        "ffn": "kind width activation depth trees neurons bias execution provider",
+        "train": "budget_tokens budget_steps budget_hours microbatch batch batch_ramp lr schedule beta1 beta2 eps "
+        "weight_decay clip mask_rate precision compile validations valid_sequences",
+        "hardening": "form temperature entropy_weight balance_weight region_leak harden_at",
+        **{f"hardening.{name}": RAMP for name in ("temperature", "entropy_weight", "balance_weight")},
+    }
+)
+COSMETIC = listed(
+    {
+        "": "seed output_dir results_dir wandb",
+        "data": "workers examples",
+        "train": "keep_checkpoints checkpoints log_steps usage_sequences usage_steps compile_mode profile_steps",
+    }
+)
+# Who computes, and in which order, gives equal results by contract; names had these once.
+EQUAL = listed({"ffn": "execution provider", "train": "compile"})
+PATHS = listed({"": "output_dir results_dir", "data": "files valid_files tokenizer", "data.hub": "id"})
+
+KEYS = Keys(FIXED, COSMETIC | EQUAL, PATHS)
+# How runs were named before, newest first: under such a name too a run is finished, or goes on.
+FORMER = (
+    Keys(FIXED | listed({"ffn": "leaf_width master_width"}), COSMETIC),  # of leaf layers
+    Keys(FIXED, COSMETIC),
+    Keys(FIXED - listed({"": "hardening", "model": "positions rotary_base"}), COSMETIC),
+)
 
 
 @dataclass(frozen=True)
@@ -46,41 +68,55 @@ class PretrainRoot:
             raise UserError(f"seed is {self.seed}; set it from 0 to 2^32 - 1.")
 
     def as_dict(self) -> dict[str, Any]:
-        """The configuration as plain values, for records."""
+        """The configuration as plain values, as `cramming.values.build` reads it."""
         return asdict(self)
 
-    def _essence(self) -> dict[str, Any]:
-        values = {key: asdict(self)[key] for key in ("experiment", "data", "model", "ffn", "train", "hardening")}
-        if self.ffn.kind != "leaf":  # so that runs from before that kind keep their names
-            values["ffn"] = {k: v for k, v in values["ffn"].items() if k not in ("leaf_width", "master_width")}
-        return {
-            key: {k: v for k, v in value.items() if k not in COSMETIC.get(key, ())}
-            if isinstance(value, dict)
-            else value
-            for key, value in values.items()
-        }
+    def as_recorded(self) -> dict[str, Any]:
+        """The same for a record, which may be published: without this machine's paths and the user's name."""
+        values = recorded(self, PATHS)
+        values["wandb"]["entity"] = None
+        return values
+
+    def _essence(self, keys: Keys = KEYS) -> dict[str, Any]:
+        """What names the run. What another command adds to this configuration is no part of it."""
+        added = frozenset(self.__dataclass_fields__) - frozenset(PretrainRoot.__dataclass_fields__)
+        return essence(self, Keys(keys.fixed, keys.cosmetic | added, keys.paths))
+
+    @cached_property
+    def names(self) -> tuple[RunName, ...]:
+        """The run's name, then its former ones."""
+        found = [run_name(self.experiment, self.ffn.tag, self.seed, self._essence(keys)) for keys in (KEYS, *FORMER)]
+        return tuple(dict.fromkeys(found))
+
+    @cached_property
+    def name(self) -> RunName:
+        """The name under which the run has a folder; today's where it has none yet."""
+        return next((name for name in self.names if self._folder(name).is_dir()), self.names[0])
+
+    def _folder(self, name: RunName) -> Path:
+        return Path(self.output_dir) / "runs" / name.run
 
     @property
     def group(self) -> str:
         """Hash of all that matters except the seed: runs of one group are repetitions of one another."""
-        return short_hash(self._essence(), 6)
+        return self.name.group
 
     @property
     def identity(self) -> str:
         """Hash of all that matters, the seed included."""
-        return short_hash({"seed": self.seed, **self._essence()}, 16)
+        return self.name.identity
 
     @property
     def group_name(self) -> str:
         """Experiment, feedforward and group in a readable form."""
-        return f"{self.experiment}-{self.ffn.tag}-{self.group}"
+        return self.name.repetitions
 
     @property
     def run_name(self) -> str:
         """Name of the run's folder and record, e.g. "quickstart-1x9-s0-3fa2c1"."""
-        return f"{self.experiment}-{self.ffn.tag}-s{self.seed}-{self.group}"
+        return self.name.run
 
     @property
     def run_folder(self) -> Path:
         """Where the run writes."""
-        return Path(self.output_dir) / "runs" / self.run_name
+        return self._folder(self.name)

@@ -230,7 +230,7 @@ class Run:
             kind="pretrain",
             name=root.run_name,
             status=status,
-            config=root.as_dict(),
+            config=root.as_recorded(),
             seed=root.seed,
             data_fingerprint=self.data.fingerprint,
             samples={
