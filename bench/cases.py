@@ -11,7 +11,6 @@ from fff.layers.path import PathFFF
 from fff.reference import path_fff
 
 WIDTH = 768
-CLUSTERS = 32  # of skewed inputs, visited by Zipf's law
 MARGIN = 1e-4  # a score nearer to 0 may be rounded to either side
 
 
@@ -19,18 +18,6 @@ def dense(width: int, dtype: torch.dtype, size: int = WIDTH) -> nn.Module:
     """The opponent: Linear, GELU, Linear without biases, (..., size) -> (..., size)."""
     layers = (nn.Linear(size, width, bias=False), nn.GELU(), nn.Linear(width, size, bias=False))
     return nn.Sequential(*layers).to(dtype)
-
-
-def inputs(kind: str, tokens: int, count: int = 4) -> list[Tensor]:
-    """Rotating inputs (tokens, 768): "iid" visits all leaves, "skewed" is near one of 32 points, few of them often."""
-    if kind == "iid":
-        return [torch.randn(tokens, WIDTH) for _ in range(count)]
-    share = 1 / torch.arange(1, CLUSTERS + 1)
-    centres = torch.randn(CLUSTERS, WIDTH)
-    return [
-        centres[torch.multinomial(share, tokens, replacement=True)] + 0.1 * torch.randn(tokens, WIDTH)
-        for _ in range(count)
-    ]
 
 
 def check(layer: PathFFF, x: Tensor) -> float:

@@ -18,14 +18,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.cases import WIDTH, Case, check, dense, inputs, training_step
+from bench.cases import WIDTH, Case, check, dense, training_step
 from bench.timing import figures, interleaved
 from cramming.machine import describe, peaks, this_device
 from fff.kernels import PROVIDERS
 from fff.layers.path import PathFFF
+from fff.testing import inputs
 from fff.topology import trained_neurons, used_neurons
 
 ALIGNED = 64
+ROTATING = 4  # inputs of a case
 # Above, the authors' form would take most of the time and memory of a run; a GPU's products are fast enough.
 MASKED_MOST_TOKENS = {"cpu": 16384}
 
@@ -88,7 +90,7 @@ def measure(setting: Setting, device: torch.device) -> list[dict[str, Any]]:
     """Rows of one setting, for a layer with random weights and inputs."""
     torch.manual_seed(0)
     base = PathFFF(WIDTH, WIDTH, setting.depth, setting.trees).to(device)
-    return compare(base, [x.to(device) for x in inputs(setting.inputs, setting.tokens)], setting)
+    return compare(base, [x.to(device) for x in inputs(setting.inputs, setting.tokens, WIDTH, ROTATING)], setting)
 
 
 def compare(base: PathFFF, wide: list[Tensor], setting: Setting) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Providers held to the definition on any device: nodes, outputs, all gradients. Not how fast they are (bench.py)."""
+"""Providers held to the definition on any device: nodes, outputs, all gradients. Not how fast they are."""
 
 import contextlib
 from collections.abc import Iterator
@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.cases import inputs
 from fff.kernels import PROVIDERS
 from fff.layers.path import PathFFF
 from fff.reference import path_fff
@@ -18,6 +17,19 @@ MARGINS = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 1e-3, torch
 # Of the largest value, where nodes are equal. Half types round each activation, output and gradient.
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 5e-3}
 PARTS = ("y", "x", "w_in", "b_in", "w_out")
+CLUSTERS = 32  # of skewed inputs, visited by Zipf's law
+
+
+def inputs(kind: str, tokens: int, width: int = 768, count: int = 1) -> list[Tensor]:
+    """`count` inputs (tokens, width): "iid" visits all leaves, "skewed" is near one of 32 points, few of them often."""
+    if kind == "iid":
+        return [torch.randn(tokens, width) for _ in range(count)]
+    share = 1 / torch.arange(1, CLUSTERS + 1)
+    centres = torch.randn(CLUSTERS, width)
+    return [
+        centres[torch.multinomial(share, tokens, replacement=True)] + 0.1 * torch.randn(tokens, width)
+        for _ in range(count)
+    ]
 
 
 @dataclass(frozen=True)
@@ -30,7 +42,7 @@ class ParityCase:
     d_out: int
     tokens: int
     dtype: torch.dtype
-    inputs: str = "iid"  # iid, or skewed (few leaves, 768 wide)
+    inputs: str = "iid"  # iid, or skewed (few leaves)
     activation: str = "gelu"
     bias: bool = True
     straight_through: bool = False
@@ -107,7 +119,7 @@ def poisoned() -> Iterator[None]:
 
 def _tokens(case: ParityCase, device: torch.device) -> tuple[Tensor, Tensor]:
     """Inputs (N, d_in) and the output's gradient (N, d_out), on the device in the case's dtype."""
-    x = inputs("skewed", case.tokens, 1)[0] if case.inputs == "skewed" else torch.randn(case.tokens, case.d_in)
+    x = inputs(case.inputs, case.tokens, case.d_in)[0]
     return x.to(device, case.dtype), torch.randn(case.tokens, case.d_out).to(device, case.dtype)
 
 

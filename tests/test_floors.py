@@ -65,7 +65,6 @@ STILL: set[tuple[str, str]] = {
     ("cramming.train.run", "accelerate"),
     ("cramming.train.run", "accelerate.utils"),
     ("cramming.train.validate", "accelerate"),
-    ("fff.testing", "bench.cases"),
 }
 
 

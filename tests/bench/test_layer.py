@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.cases import WIDTH, check, inputs
+from bench.cases import WIDTH, check
 from bench.layer import main
 from bench.timing import REPEATED_BELOW, figures, interleaved
 from fff.layers.path import PathFFF
+from fff.testing import inputs
 
 CPU = torch.device("cpu")
 
@@ -26,7 +27,7 @@ class Wrong(PathFFF):
 @pytest.mark.parametrize("provider", ["masked", "gather"])
 def test_a_wrong_layer_is_refused(provider: str) -> None:
     torch.manual_seed(0)
-    x = inputs("iid", 8, 1)[0]
+    x = inputs("iid", 8)[0]
     assert check(PathFFF(WIDTH, WIDTH, 3, provider=provider), x) < 1e-5
     with pytest.raises(AssertionError, match=f"{provider}: error"):
         check(Wrong(WIDTH, WIDTH, 3, provider=provider), x)
@@ -38,7 +39,7 @@ def test_a_wrong_walk_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layer, "w_in", other.w_in)
     monkeypatch.setattr("bench.cases.path_fff", lambda x, w, *rest: _definition(x, -w, *rest))
     with pytest.raises(AssertionError, match="gather: other nodes than defined"):
-        check(layer, inputs("iid", 64, 1)[0])
+        check(layer, inputs("iid", 64)[0])
 
 
 def _definition(*arguments):
@@ -50,7 +51,7 @@ def _definition(*arguments):
 def test_skewed_inputs_visit_few_leaves_often() -> None:
     torch.manual_seed(0)
     layer = PathFFF(WIDTH, WIDTH, 8)
-    leaves = {kind: layer.path(inputs(kind, 2048, 1)[0])[0][:, 0, -1].unique().numel() for kind in ("iid", "skewed")}
+    leaves = {kind: layer.path(inputs(kind, 2048)[0])[0][:, 0, -1].unique().numel() for kind in ("iid", "skewed")}
     assert leaves["iid"] > 200
     assert leaves["skewed"] < leaves["iid"] / 2
 
