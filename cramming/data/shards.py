@@ -92,6 +92,21 @@ def fingerprint(manifest: dict[str, Any]) -> str:
     return short_hash({"files": files, "source": source, **parts}, 16)
 
 
+def find_prepared(output_dir: Path, wanted: str) -> Path | None:
+    """The folder of prepared data with the fingerprint `wanted`, whatever its sources are now; None if none has it.
+
+    For what has begun with data and goes on: resuming a run, evaluating it. `open_prepared` then checks the content.
+    """
+    for manifest in sorted((output_dir / "data").glob(f"*/{MANIFEST}")):
+        try:
+            found = read_json(manifest)
+        except UserError:  # damaged: told where it is asked for by its settings
+            continue
+        if isinstance(found, dict) and found.get("fingerprint") == wanted:
+            return manifest.parent
+    return None
+
+
 def open_prepared(folder: Path) -> PreparedData:
     """Open a prepared folder after checking every file's size and hash against the manifest.
 

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 from cramming.data import encode, writer
 from cramming.data import prepare as prepare_module
 from cramming.data.prepare import prepare
-from cramming.data.shards import PreparedData
+from cramming.data.shards import PreparedData, find_prepared
 from cramming.data.sources.source import digest, fraction
 from cramming.data.tokenizer import SEP, letters_per_token
 from tests.helpers.data import make_documents, text_config, write_txt
@@ -179,3 +179,13 @@ def test_filter_keeps_documents_with_few_tokens_per_character(tmp_path, document
 def test_manifest_lists_every_file(data):
     listed = set(data.manifest["files"]) | {"manifest.json"}
     assert listed == {path.relative_to(data.folder).as_posix() for path in data.folder.rglob("*") if path.is_file()}
+
+
+def test_prepared_data_are_found_by_fingerprint_when_their_source_is_gone(tmp_path, documents):
+    path = write_txt(tmp_path / "a.txt", documents)
+    kept, other = prepare(text_config([path]), tmp_path), prepare(text_config([path], seq_len=32), tmp_path)
+    path.unlink()
+    (other.folder / "manifest.json").write_text("{")
+    assert find_prepared(tmp_path, kept.fingerprint) == kept.folder
+    assert find_prepared(tmp_path, other.fingerprint) is None
+    assert find_prepared(tmp_path / "nowhere", kept.fingerprint) is None
