@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 from cramming.errors import UserError
 
 PLAIN_NAME = re.compile(r"[^\W_][\w.+=-]*")
-MAX_NAME = 200  # a file's name holds 255 bytes, and endings are added to it
+MAX_NAME = 160  # a file's name holds 255 bytes, and a task, a seed and endings are added to it
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -46,6 +47,13 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is missing.") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid JSON ({error}); it was changed after it was written.") from None
+
+
+def check_writable(folder: Path) -> None:
+    """Make a folder, and a file in it for a moment: what the system refuses (OSError) must show before long work."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
 
 
 def sync_folder(folder: Path) -> None:
@@ -119,7 +127,7 @@ def checked_name(name: Any, where: Any) -> str:
     """A name that was read from a file, fit to be one part of a path.
 
     Args:
-        name: letters, digits and . _ + = -, a letter or digit first, 200 bytes at most.
+        name: letters, digits and . _ + = -, a letter or digit first, 160 bytes at most.
         where: file and key that it stands in, for the message.
 
     Raises:

@@ -5,13 +5,14 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from cramming.errors import UserError
-from cramming.files import read_json, write_json
+from cramming.files import read_json, short_hash, write_json
 from cramming.machine import cpu_name
 
 SCHEMA_VERSION = 1
@@ -69,15 +70,39 @@ def record_file(results_dir: Path, name: str) -> Path:
     return results_dir / "runs" / f"{name}.json"
 
 
+def recognised(results_dir: Path, name: str, content: Mapping[str, str]) -> tuple[str, dict[str, Any] | None]:
+    """The name of a run's record, and the record itself where that very run has finished.
+
+    A record of the same name and other content stays as it is: the run then has a name of its own, longer by a hash.
+
+    Args:
+        name: what the settings say.
+        content: hashes of what the run reads, by the record's keys, e.g. {"data_fingerprint": ...}.
+
+    Raises:
+        UserError: a record is damaged, or was changed after it was written.
+    """
+    for each in (name, f"{name}-{short_hash(dict(content), 6)}"):
+        path = record_file(results_dir, each)
+        if not path.exists():
+            return each, None
+        record = read_record(path)
+        if all(record.get(key) == value for key, value in content.items()):
+            return each, record if record.get("status") == "finished" else None
+    raise UserError(f"{path} was changed after it was written: its content is not what its name says; move it away.")
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """One record; UserError names a damaged or foreign one."""
+    record = read_json(path)
+    if not isinstance(record, dict) or record.get("schema_version") != SCHEMA_VERSION:
+        raise UserError(f"{path} is not a record of schema version {SCHEMA_VERSION}; move it away or run it again.")
+    return record
+
+
 def read_records(results_dir: Path) -> list[dict[str, Any]]:
     """All records under `results_dir/runs`, sorted by file name; UserError names a damaged or foreign one."""
-    records = []
-    for path in sorted((results_dir / "runs").glob("*.json")):
-        record = read_json(path)
-        if not isinstance(record, dict) or record.get("schema_version") != SCHEMA_VERSION:
-            raise UserError(f"{path} is not a record of schema version {SCHEMA_VERSION}; move it away or run it again.")
-        records.append(record)
-    return records
+    return [read_record(path) for path in sorted((results_dir / "runs").glob("*.json"))]
 
 
 @functools.cache

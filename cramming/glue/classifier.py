@@ -1,9 +1,19 @@
-"""The classifier that is finetuned: a checkpoint's encoder under a fresh head. Not its training (finetune.py)."""
+"""The classifier that is finetuned: a checkpoint's encoder under a fresh head; and kept. Not its training.
 
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+Its head reads the first token, as the authors' does, and only a pair's template begins with `<cls>`: a single text is
+"A <sep>". As in the authors' GLUE, single texts are therefore encoded as pairs with an empty second text, as
+"<cls> A <sep> <sep>": in finetuning, in evaluation, and by the tokenizer that is kept with such a task's classifier.
+"""
+
+import copy
+import json
+from pathlib import Path
+
+from tokenizers import Tokenizer
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from cramming.glue.tasks import Task
-from cramming.model.saved import Pretrained, load_weights
+from cramming.model.saved import Pretrained, load_weights, write_model
 from fff.hardening import set_hardening
 
 
@@ -22,3 +32,22 @@ def load_classifier(pretrained: Pretrained, task: Task, dropout: float) -> PreTr
     )
     set_hardening(model, form="hard")
     return model
+
+
+def write_classifier(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, folder: Path) -> None:
+    """Keep a finetuned classifier, complete or absent, as transformers' Auto classes and pipelines read it."""
+    if not task.regression:
+        model.config.id2label = dict(enumerate(task.labels))
+        model.config.label2id = {label: number for number, label in enumerate(task.labels)}
+    write_model(model, tokenizer if task.pairs else singles_as_pairs(tokenizer), folder)
+
+
+def singles_as_pairs(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """A copy that encodes a single text as a pair with an empty second one."""
+    kept = copy.deepcopy(tokenizer)
+    content = json.loads(kept.backend_tokenizer.to_str())
+    template = content["post_processor"]
+    if template and template["type"] == "TemplateProcessing":
+        template["single"] = [piece for piece in template["pair"] if piece.get("Sequence", {}).get("id") != "B"]
+        kept.backend_tokenizer.post_processor = Tokenizer.from_str(json.dumps(content)).post_processor
+    return kept

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from cramming.checks import number, numbers, one_of
 from cramming.errors import UserError
 from cramming.glue.tasks import suite_tasks
 from cramming.runs import Keys, essence, listed
@@ -10,6 +11,7 @@ from cramming.runs import Keys, essence, listed
 SOURCES = ("mini", "hub", "local")
 WARMUPS = ("per_task", "legacy")
 PRECISIONS = ("fp32", "bf16", "fp16")
+MAX_SEED = 2**32 - 1
 # What the first results were named by (see cramming.runs); never add to it.
 FIXED = listed(
     {
@@ -18,7 +20,7 @@ FIXED = listed(
     }
 )
 MINI = listed({"": "mini_train mini_dev mini_seed"})
-COSMETIC = listed({"": "dir tasks seeds eval_batch"})
+COSMETIC = listed({"": "dir tasks seeds eval_batch save"})
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class GlueConfig:
     max_length: int = 128  # tokens per example, special tokens included
     dropout: float = 0.1  # probability
     precision: str = "fp32"  # fp32 | bf16 | fp16 (fp16 on a GPU only)
+    save: bool = False  # keep each finetuned classifier, in output_dir/runs/<run>/glue/<record's name>
     limit_train: int | None = None  # first so many training examples only: for trying, marked partial in the record
     mini_train: int = 3000  # source=mini: training examples per task, at most
     mini_dev: int = 500  # source=mini: dev examples per task, at most
@@ -58,8 +61,7 @@ class GlueConfig:
     def __post_init__(self) -> None:
         """Check every key on its own and the two that belong together (source and dir)."""
         for key, allowed in (("source", SOURCES), ("warmup", WARMUPS), ("precision", PRECISIONS)):
-            if getattr(self, key) not in allowed:
-                raise UserError(f"glue.{key} is {getattr(self, key)!r}; use one of {', '.join(allowed)}.")
+            one_of(f"glue.{key}", getattr(self, key), allowed)
         if self.source == "local" and not self.dir:
             raise UserError("glue.dir is missing: source=local needs the folder that holds CoLA/, RTE/, ...")
         known = suite_tasks(self.suite)
@@ -69,27 +71,17 @@ class GlueConfig:
         for key in ("tasks", "seeds"):
             if len(set(getattr(self, key))) != len(getattr(self, key)):
                 raise UserError(f"glue.{key} names something twice: {list(getattr(self, key))}.")
-        if not self.seeds or min(self.seeds) < 0:
-            raise UserError(f"glue.seeds is {list(self.seeds)}; give at least one seed, none below 0.")
-        for key in ("epochs", "batch", "eval_batch", "limit_train", "mini_train", "mini_dev"):
-            value = getattr(self, key)
-            if value is not None and value < 1:
-                raise UserError(f"glue.{key} is {value}; it must be at least 1.")
-        if self.max_length < 8:
-            raise UserError(f"glue.max_length is {self.max_length} tokens; it must be at least 8.")
-        self._check_reals()
-
-    def _check_reals(self) -> None:
-        for key in ("lr", "eps"):
-            if not getattr(self, key) > 0:
-                raise UserError(f"glue.{key} is {getattr(self, key)}; it must be above 0.")
-        for key in ("beta1", "beta2", "dropout"):
-            if not 0 <= getattr(self, key) < 1:
-                raise UserError(f"glue.{key} is {getattr(self, key)}; it must be in [0, 1).")
-        if not 0 <= self.warmup_fraction <= 1:
-            raise UserError(f"glue.warmup_fraction is {self.warmup_fraction}; it must be in [0, 1].")
-        if self.weight_decay < 0:
-            raise UserError(f"glue.weight_decay is {self.weight_decay}; it must not be negative.")
+        if not self.seeds:
+            raise UserError("glue.seeds is []; give at least one seed.")
+        for seed in self.seeds:
+            number("glue.seeds", seed, least=0, most=MAX_SEED)
+        numbers("glue", self, ("mini_seed",), least=0, most=MAX_SEED)
+        numbers("glue", self, ("epochs", "batch", "eval_batch", "limit_train", "mini_train", "mini_dev"), least=1)
+        numbers("glue", self, ("max_length",), least=8)
+        numbers("glue", self, ("lr", "eps"), above=0)
+        numbers("glue", self, ("beta1", "beta2", "dropout"), least=0, below=1)
+        numbers("glue", self, ("warmup_fraction",), least=0, most=1)
+        numbers("glue", self, ("weight_decay",), least=0)
 
     def settings(self) -> dict[str, Any]:
         """What a result depends on besides model, examples, task and seed: runs with equal settings are comparable."""

@@ -4,8 +4,10 @@ from pathlib import Path
 
 from cramming.data.prepare import prepare
 from cramming.errors import UserError
+from cramming.glue.finetune import single_process_accelerator
 from cramming.glue.root import GlueRoot
-from cramming.glue.suite import Suite, run_suite, summary
+from cramming.glue.suite import Suite, run_suite
+from cramming.glue.summary import summary
 from cramming.model.saved import Pretrained, open_pretrained
 from cramming.train.tracking import check_wandb, close_wandb, open_wandb
 
@@ -17,6 +19,7 @@ def evaluate_run(root: GlueRoot) -> int:
         UserError: no checkpoint, data that do not belong to it, or anything wrong with the tasks' files.
     """
     config = root.glue
+    accelerator = single_process_accelerator(config.precision)  # of several processes, none does anything
     check_wandb(root.wandb)
     folder = Path(root.checkpoint) if root.checkpoint else root.run_folder
     pretrained = open_pretrained(folder)
@@ -33,7 +36,8 @@ def evaluate_run(root: GlueRoot) -> int:
     )
     try:
         log = wandb_run.log if wandb_run is not None else None
-        records = run_suite(Suite(config, pretrained, Path(root.results_dir), documents, log))
+        kept = Path(root.output_dir) / "runs" / pretrained.run / "glue" if config.save else None
+        records = run_suite(Suite(config, pretrained, Path(root.results_dir), documents, log, kept), accelerator)
     finally:
         close_wandb(wandb_run)
     print(f"\n{pretrained.run}: {suite}\n{summary(config, records)}")

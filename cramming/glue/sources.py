@@ -86,7 +86,10 @@ def hub_split(task: Task, rows) -> Split:
     wrong = np.flatnonzero(~(np.greater_equal(labels, low) & np.less_equal(labels, high)))
     if wrong.size:
         raise UserError(f"{HUB_ID} ({task.name}), row {wrong[0]}: label {labels[wrong[0]]} is not in {low} .. {high}.")
-    texts = [[str(text) for text in rows[column]] for column in task.hub_columns]
+    texts = [list(rows[column]) for column in task.hub_columns]
+    for column, found in zip(task.hub_columns, texts, strict=True):
+        if (row := next((number for number, text in enumerate(found) if not isinstance(text, str)), None)) is not None:
+            raise UserError(f"{HUB_ID} ({task.name}), row {row}: {column} is {found[row]!r}, not a text.")
     return Split(texts[0], texts[1] if len(texts) == 2 else None, labels)
 
 
@@ -114,7 +117,9 @@ def read_tsv(task: Task, path: Path, tolerated: int) -> tuple[Split, int]:
     wanted = (*task.local_columns, task.local_label)
     for column in wanted:
         if column not in header:
-            raise UserError(f"{path} has no column {column!r}; its first line has: {', '.join(header) or 'nothing'}.")
+            raise UserError(
+                f"{path} has no column {column!r}; its first line has: {', '.join(header)[:200] or 'nothing'}."
+            )
     places = [header.index(column) for column in wanted]
     texts: list[list[str]] = [[] for _ in task.local_columns]
     labels: list[float] = []
@@ -140,14 +145,18 @@ def read_tsv(task: Task, path: Path, tolerated: int) -> tuple[Split, int]:
 def tsv_rows(path: Path) -> Iterator[tuple[int, Sequence[str]]]:
     """Line numbers (from 1) and fields: split by tabs, no quoting. A BOM, CR LF, a last line without end are fine."""
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        data = path.read_bytes()
+        text = data.decode("utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"{path} is missing; download the official GLUE files, or leave its task out.") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 (byte {error.start}); download it again.") from None
+        line = 1 + data.count(b"\n", 0, error.start)
+        raise UserError(f"{path}, line {line} is not UTF-8 (byte {error.start}); download it again.") from None
     # Not splitlines(): that also breaks at characters that are legal inside a sentence.
     for line, content in enumerate(text.split("\n"), start=1):
         content = content.removesuffix("\r")
+        if "\0" in content:
+            raise UserError(f"{path}, line {line}: it holds a zero byte, so the file is damaged; download it again.")
         if content:
             yield line, content.split("\t")
 
@@ -156,7 +165,7 @@ def parse_label(task: Task, label: str, place: str) -> float:
     """The class index, or the number of a regression; UserError with `place` for anything else."""
     if not task.regression:
         if label not in task.local_labels:
-            raise UserError(f"{place}: label {label!r} is not one of {', '.join(task.local_labels)}.")
+            raise UserError(f"{place}: label {label[:60]!r} is not one of {', '.join(task.local_labels)}.")
         return task.local_labels.index(label)
     low, high = task.label_range
     try:
@@ -164,5 +173,5 @@ def parse_label(task: Task, label: str, place: str) -> float:
     except ValueError:
         value = math.nan
     if not low <= value <= high:
-        raise UserError(f"{place}: label {label!r} is not a number in {low} .. {high}.")
+        raise UserError(f"{place}: label {label[:60]!r} is not a number in {low} .. {high}.")
     return value

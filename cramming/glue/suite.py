@@ -1,6 +1,5 @@
 """The runs of a suite: every task with every seed, one record each, finished ones skipped. Not the training itself."""
 
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,12 +7,11 @@ from typing import Any
 
 from accelerate import Accelerator
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cramming.errors import Diverged, UserError
-from cramming.files import read_json, short_hash
-from cramming.glue.averages import averages
-from cramming.glue.classifier import load_classifier
+from cramming.files import check_writable, read_json, short_hash
+from cramming.glue.classifier import load_classifier, write_classifier
 from cramming.glue.config import GlueConfig
 from cramming.glue.finetune import (
     EncodedTask,
@@ -24,30 +22,52 @@ from cramming.glue.finetune import (
     single_process_accelerator,
     steps_of,
 )
+from cramming.glue.metrics import rehearse
 from cramming.glue.mini import load_mini
 from cramming.glue.schedule import warmup_steps
 from cramming.glue.sources import TaskData, limited, load_hub, load_local
+from cramming.glue.summary import line_of
 from cramming.glue.tasks import Task, chosen_tasks
 from cramming.model.saved import Pretrained, first_line, load_tokenizer
-from cramming.record import record_file, write_record
+from cramming.record import recognised, record_file, write_record
 
 
 @dataclass(frozen=True)
 class Suite:
-    """What all runs share. `documents` gives the held-out documents for `mini`; `log` mirrors metrics."""
+    """What all runs share.
+
+    Attributes:
+        documents: held-out documents, for `mini`.
+        log: mirrors metrics.
+        kept: folder for the finetuned classifiers; None keeps none.
+    """
 
     config: GlueConfig
     pretrained: Pretrained
     results_dir: Path
     documents: Sequence[str] = ()
     log: Log | None = None
+    kept: Path | None = None
 
 
-def run_suite(suite: Suite) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: "finished" with metrics and the model, "diverged" or "failed" with an error."""
+
+    status: str
+    metrics: dict[str, float]
+    error: str = ""
+    model: PreTrainedModel | None = None
+
+
+def run_suite(suite: Suite, accelerator: Accelerator | None = None) -> list[dict[str, Any]]:
     """Finetune every task with every seed and return the records of all of them, skipped ones included.
 
-    All inputs are read and checked before the first training. A run that diverges or fails is recorded as such, and the
-    next one starts.
+    All inputs are read and checked, metrics tried and folders made before the first training. A run that diverges or
+    fails is recorded as such, and the next one starts.
+
+    Args:
+        accelerator: of this process; None makes it.
 
     Raises:
         UserError: an input is missing or wrong, or the precision needs another machine.
@@ -58,10 +78,13 @@ def run_suite(suite: Suite) -> list[dict[str, Any]]:
             f"glue.max_length is {config.max_length}; {pretrained.folder} takes {pretrained.max_length} tokens at most."
         )
     tokenizer = load_tokenizer(pretrained)
-    accelerator = single_process_accelerator(config.precision)
+    accelerator = accelerator or single_process_accelerator(config.precision)
     tasks = chosen_tasks(config.suite, config.tasks)
     load_classifier(pretrained, tasks[0], config.dropout)  # weights that do not fit must show before the first training
     data = [load_task(suite, task) for task in tqdm(tasks, desc="reading tasks", unit="task", leave=False)]
+    rehearse(dict.fromkeys(name for task in tasks for name in task.metrics))
+    for folder in filter(None, (record_file(suite.results_dir, "").parent, suite.kept)):
+        check_writable(folder)
     steps = {each.task.name: steps_of(config, each) for each in data}
     warmups = warmup_steps(steps, config.warmup_fraction, config.warmup)
     records = []
@@ -87,18 +110,27 @@ def run_task(
 ) -> list[dict[str, Any]]:
     """All seeds of one task; tokenises only when a seed is left to run."""
     settings = {**suite.config.settings(), "task_epochs": epochs_of(suite.config, data.task), "warmup_steps": warmup}
-    fingerprint = data.fingerprint()
+    content = {"data_fingerprint": data.fingerprint(), "weights_sha256": suite.pretrained.weights_sha256}
     encoded: EncodedTask | None = None
     records = []
     for seed in suite.config.seeds:
-        name = run_name(suite, data.task, settings, seed)
-        record = finished_record(suite, name, fingerprint)
-        if record is None:
+        plain = run_name(suite, data.task, settings, seed)
+        name, record = recognised(suite.results_dir, plain, content)
+        if name != plain:
+            print(f"{plain}: that record is of other examples or weights, and stays; this run is {name}")
+        folder = suite.kept / name if suite.kept else None
+        if record is None or (folder and not folder.exists()):
             encoded = encoded or encode_task(suite.config, data, tokenizer, warmup)
             outcome = run_seed(suite, accelerator, encoded, seed)
-            record = save(suite, name, settings, data, fingerprint, seed, outcome)
+            record = record or save(suite, name, settings, data, content, seed, outcome)
+            if folder and outcome.model is not None:
+                write_classifier(outcome.model, tokenizer, data.task, folder)
+            elif folder:
+                print(f"not kept   {folder}: {outcome.status} ({outcome.error})", flush=True)
         records.append(record)
         print(line_of(record, data.task), flush=True)
+        if folder and folder.exists():
+            print(f"kept       {folder}", flush=True)
     return records
 
 
@@ -107,33 +139,24 @@ def run_name(suite: Suite, task: Task, settings: dict[str, Any], seed: int) -> s
     return f"glue-{suite.pretrained.run}-{suite.config.suite}-{task.name}-s{seed}-{short_hash(settings, 6)}"
 
 
-def finished_record(suite: Suite, name: str, fingerprint: str) -> dict[str, Any] | None:
-    """The record of this very run (same settings, examples and weights) if it finished."""
-    path = record_file(suite.results_dir, name)
-    if not path.exists():
-        return None
-    record = read_json(path)
-    same = record["data_fingerprint"] == fingerprint and record["weights_sha256"] == suite.pretrained.weights_sha256
-    return record if same and record["status"] == "finished" else None
-
-
-def run_seed(
-    suite: Suite, accelerator: Accelerator, encoded: EncodedTask, seed: int
-) -> tuple[str, dict[str, float], str]:
-    """Status, metrics and error text of one run. Only errors of input and of the disk come through."""
+def run_seed(suite: Suite, accelerator: Accelerator, encoded: EncodedTask, seed: int) -> Outcome:
+    """One run. Only errors of input and of the system come through."""
     config = suite.config
+    made: list[PreTrainedModel] = []
 
-    def make_model():
-        return load_classifier(suite.pretrained, encoded.task, config.dropout)
+    def make_model() -> PreTrainedModel:
+        made.append(load_classifier(suite.pretrained, encoded.task, config.dropout))
+        return made[-1]
 
     try:
-        return "finished", finetune(config, accelerator, encoded, make_model, seed, suite.log), ""
+        metrics = finetune(config, accelerator, encoded, make_model, seed, suite.log)
     except Diverged as error:
-        return "diverged", {}, str(error)
+        return Outcome("diverged", {}, str(error))
     except (UserError, OSError):
         raise
     except Exception as error:  # one task's bug or lack of memory must not cost the others their results
-        return "failed", {}, first_line(error)
+        return Outcome("failed", {}, first_line(error))
+    return Outcome("finished", metrics, model=made[-1] if made else None)
 
 
 def save(
@@ -141,12 +164,11 @@ def save(
     name: str,
     settings: dict[str, Any],
     data: TaskData,
-    fingerprint: str,
+    content: dict[str, str],
     seed: int,
-    outcome: tuple[str, dict[str, float], str],
+    outcome: Outcome,
 ) -> dict[str, Any]:
     """Write the record of one run and return it as written."""
-    status, metrics, error = outcome
     pretrained = suite.pretrained
     samples = {"train": len(data.train), **{name: len(split) for name, split in data.dev.items()}}
     if data.skipped_rows:
@@ -155,12 +177,12 @@ def save(
         suite.results_dir,
         kind="glue",
         name=name,
-        status=status,
+        status=outcome.status,
         config={"glue": settings, **pretrained.config},
         seed=seed,
-        data_fingerprint=fingerprint,
+        data_fingerprint=content["data_fingerprint"],
         samples=samples,
-        metrics=metrics,
+        metrics=outcome.metrics,
         extra={
             "task": data.task.name,
             "suite": suite.config.suite,
@@ -169,41 +191,10 @@ def save(
             "experiment": pretrained.experiment,
             "ffn": pretrained.ffn,
             "group": pretrained.group,
-            "weights_sha256": pretrained.weights_sha256,
+            "weights_sha256": content["weights_sha256"],
             "partial": bool(data.partial),
             "partial_reason": data.partial,
-            **({"error": error} if error else {}),
+            **({"error": outcome.error} if outcome.error else {}),
         },
     )
     return read_json(path)
-
-
-def line_of(record: dict[str, Any], task: Task) -> str:
-    """What is printed when a run ends."""
-    head = f"{task.name} seed {record['seed']}: "
-    if record["status"] != "finished":
-        return f"{head}{record['status']} ({record['error']})"
-    return head + ", ".join(f"{name} {100 * record['metrics'][name]:.1f}" for name in task.metrics)
-
-
-def summary(config: GlueConfig, records: list[dict[str, Any]]) -> str:
-    """The table printed at the end: per task median (min–max) and n over finished runs, then the averages."""
-    lines, medians = [f"{'task':<15}{'metric':<10}median (min–max) in percent, finished runs / all"], {}
-    for task in chosen_tasks(config.suite, config.tasks):
-        mine = [record for record in records if record["task"] == task.name]
-        values = [100 * r["metrics"][task.headline] for r in mine if r["status"] == "finished"]
-        cell = "none finished"
-        if values:
-            middle = statistics.median(values)
-            cell = f"{middle:.1f} ({min(values):.1f}–{max(values):.1f})"
-            if any(record["partial"] for record in mine):
-                cell += f" partial: {mine[0]['partial_reason']}"
-            else:
-                medians[task.name] = middle
-        lines.append(f"{task.name:<15}{task.headline:<10}{cell}, {len(values)} / {len(mine)}")
-    for average in averages(config.suite, medians):
-        value = (
-            f"{average.value:.1f}" if average.value is not None else f"missing or partial: {', '.join(average.missing)}"
-        )
-        lines.append(f"{average.title}: {value}")
-    return "\n".join(lines)

@@ -49,6 +49,11 @@ class Task:
         return not self.labels
 
     @property
+    def pairs(self) -> bool:
+        """Whether an example has two texts."""
+        return len(self.hub_columns) == 2
+
+    @property
     def headline(self) -> str:
         """Name of the metric that stands in the tables."""
         return self.metrics[0]

@@ -75,11 +75,26 @@ def pretrain_groups(records: Sequence[Record]) -> list[PretrainGroup]:
 
 def suite_groups(records: Sequence[Record], suite: str) -> list[SuiteGroup]:
     """Groups of one suite's records, sorted by experiment, feedforward layer, group and settings."""
-    found: dict[tuple[str, ...], list[Record]] = defaultdict(list)
+    found: dict[tuple[str, str, str, str], list[Record]] = defaultdict(list)
     for record in records:
         if record["kind"] == "glue" and record.get("suite") == suite:
             found[(*identity(record), settings_of(record))].append(record)
-    return [suite_group(suite, key, found[key]) for key in sorted(found)]
+    parts = {(*key[:3], text): mine for key in found for text, mine in by_examples(key[3], found[key]).items()}
+    return [suite_group(suite, key, parts[key]) for key in sorted(parts)]
+
+
+def by_examples(settings: str, records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Settings in words -> their records; a task's results on other examples are no repetitions, and stand apart."""
+    examples: dict[str, set[str]] = defaultdict(set)
+    for record in records:
+        if record["status"] == "finished":
+            examples[record["task"]].add(record.get("data_fingerprint", ""))
+    parts: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        several = len(examples[record["task"]]) > 1
+        own = f", examples of {record['task']}={record.get('data_fingerprint', '')}" if several else ""
+        parts[settings + own].append(record)
+    return parts
 
 
 def suite_group(suite: str, key: tuple[str, ...], records: Sequence[Record]) -> SuiteGroup:

@@ -14,7 +14,8 @@ from cramming.glue.classifier import load_classifier
 from cramming.glue.config import GlueConfig
 from cramming.glue.encode import encode, evaluation_batches, training_batches
 from cramming.glue.sources import Split
-from cramming.glue.suite import Suite, run_suite, summary
+from cramming.glue.suite import Suite, run_suite
+from cramming.glue.summary import summary
 from cramming.glue.tasks import suite_tasks
 from cramming.model.saved import load_tokenizer, open_pretrained
 from tests.helpers.glue import tiny_run, tiny_tokenizer, write_sst2

@@ -7,7 +7,7 @@ import pytest
 
 from cramming.errors import UserError
 from cramming.glue.config import GlueConfig
-from cramming.glue.sources import Split, TaskData, limited, load_local, read_tsv
+from cramming.glue.sources import Split, TaskData, hub_split, limited, load_local, read_tsv
 from cramming.glue.tasks import GLUE_TASKS, chosen_tasks, suite_tasks
 
 TASKS = suite_tasks("glue")
@@ -166,3 +166,55 @@ def test_defaults_are_the_papers_recipe():
     assert (config.batch, config.lr, config.beta1, config.beta2, config.eps) == (16, 4e-5, 0.9, 0.98, 1e-6)
     assert (config.weight_decay, config.warmup_fraction, config.max_length, config.dropout) == (0.0, 0.1, 128, 0.1)
     assert (len(config.seeds), config.warmup, config.epochs) == (5, "per_task", None)
+
+
+INFINITE = [("lr", float("inf")), ("eps", float("inf")), ("weight_decay", float("nan")), ("dropout", float("nan"))]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *INFINITE,
+        ("beta1", float("nan")),
+        ("beta2", float("inf")),
+        ("warmup_fraction", float("nan")),
+        ("weight_decay", float("inf")),
+        ("seeds", [-1]),
+        ("seeds", [2**32]),
+        ("mini_seed", -1),
+        ("mini_seed", 2**70),
+        ("limit_train", 0),
+    ],
+)
+def test_numbers_that_no_training_can_use_name_their_key(key, value):
+    with pytest.raises(UserError, match=rf"glue\.{key} is "):
+        GlueConfig(**{key: value})
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"sentence\tlabel\nfine\t1\nbad \xe9\t0\n", ["line 3", "not UTF-8", "byte 26"]),
+        (b"sentence\tlabel\nfine\t1\n\0\0\0\0\n", ["line 3", "zero byte"]),
+        (b"sentence\tlabel\nfine\t" + b"9" * 5000 + b"\n", ["line 2", "label"]),
+        (b"sentence\tlabel\rfine\t1\r" * 900, ["no column 'label'"]),
+        ("sentence\tlabel\n".encode("utf-16"), ["line 1", "not UTF-8"]),
+        (b"sentence\tlabel\nfine\t1\n\tfine\t1\n", ["line 3", "3 columns"]),
+    ],
+)
+def test_a_damaged_file_is_named_by_its_line_in_few_words(tmp_path, content, words):
+    path = write(tmp_path, content)
+    with pytest.raises(UserError) as caught:
+        read_tsv(TASKS["sst2"], path, 0)
+    assert all(word in str(caught.value) for word in [str(path), *words])
+    assert len(str(caught.value)) < len(str(path)) + 400
+
+
+def test_a_hub_row_without_a_text_is_named():
+    rows = {"sentence": ["fine", None], "label": [1, 0]}
+
+    class Table(dict):
+        column_names = ("sentence", "label")
+
+    with pytest.raises(UserError, match=r"\(sst2\), row 1: sentence is None"):
+        hub_split(TASKS["sst2"], Table(rows))
