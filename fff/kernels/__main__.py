@@ -2,10 +2,10 @@
 
 import sys
 
-from fff.kernels.cpu.build import BuildError, cache_folder, load
+from fff.kernels.cpu.build import BuildError, library, load
 
 try:
     load()
-    print(f"fff: the CPU kernels are in {cache_folder()}")
+    print(f"fff: the CPU kernels are in {str(library().parent)!a}")
 except BuildError as error:
     sys.exit(f"fff: no CPU kernels, plain torch will do their work: {error}")

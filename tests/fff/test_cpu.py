@@ -1,10 +1,7 @@
-"""Provider `cpu`: the C++ against the definition, its bits, its operators, and the cache that it is built into."""
+"""Provider `cpu`: the C++ against the definition, its bits and its operators."""
 
 import copy
-import os
 import pickle
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,9 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fff import LeafFFF, PathFFF
 from fff.kernels import choose
-from fff.kernels.cpu import build
 from fff.kernels.cpu import operators as cpu
 from fff.reference import leaf_fff, path_fff
+from tests.helpers.process import in_a_new_process
 
 CPU = torch.device("cpu")
 if reason := cpu.available(CPU, torch.float32):
@@ -352,69 +349,3 @@ def test_what_does_not_fit_is_named() -> None:
         choose("auto", "cpu", CPU, torch.float16, 1, 8)
     with pytest.raises(RuntimeError, match="tensors are on cuda"):
         choose("auto", "cpu", torch.device("cuda"), torch.float32, 1, 8)
-
-
-def in_a_new_process(code: str, **environment: str) -> str:
-    """What the code prints, standard error included."""
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=True,
-    )
-    return done.stdout + done.stderr
-
-
-RUN = """
-import logging
-logging.basicConfig(level=logging.INFO)
-import torch
-from fff import LeafFFF, PathFFF
-for _ in range(2):
-    print(PathFFF(8, 8, 5)(torch.zeros(1, 8)).shape)
-"""
-
-
-def test_without_a_compiler_auto_says_so_once_and_takes_gather(tmp_path: Path) -> None:
-    said = in_a_new_process(RUN, CXX="no-such-compiler", FFF_CACHE=str(tmp_path))
-    assert said.count("there is no C++ compiler 'no-such-compiler'; install one") == 1
-    assert "provider gather" in said
-    assert said.count("torch.Size([1, 8])") == 2
-    asked = RUN.replace("8, 8, 5", "8, 8, 5, provider='cpu'").replace(
-        "for _ in", "import sys; sys.stderr = sys.stdout\nfor _ in"
-    )
-    with pytest.raises(subprocess.CalledProcessError) as error:
-        in_a_new_process(asked, CXX="no-such-compiler", FFF_CACHE=str(tmp_path))
-    assert "provider='cpu' is not available: there is no C++ compiler" in error.value.stdout
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> Path:
-    """A cache of its own that holds the compiled library."""
-    name = f"cpu-{build.key()}"
-    for ending in (".so", ".sha256"):
-        (tmp_path / f"{name}{ending}").write_bytes((build.cache_folder() / f"{name}{ending}").read_bytes())
-    return tmp_path
-
-
-def test_the_cache_is_used_and_a_whole_file_is_not_built_again(cache: Path) -> None:
-    said = in_a_new_process(RUN, FFF_CACHE=str(cache))
-    assert "compiling" not in said
-    assert "provider cpu" in said
-
-
-@pytest.mark.slow
-def test_a_damaged_cache_is_built_again_once_by_two_processes(cache: Path) -> None:
-    library = cache / f"cpu-{build.key()}.so"
-    library.write_bytes(library.read_bytes()[:50_000])  # a process died, or the disk was full
-    environment = {**os.environ, "FFF_CACHE": str(cache)}
-    both = [
-        subprocess.Popen([sys.executable, "-c", RUN], env=environment, stdout=-1, stderr=subprocess.STDOUT, text=True)
-        for _ in range(2)
-    ]
-    said = [process.communicate(timeout=600)[0] for process in both]
-    assert all("provider cpu" in text for text in said)
-    assert sum("compiling" in text for text in said) == 1
-    assert {path.suffix for path in cache.iterdir()} == {".so", ".sha256", ".lock"}
