@@ -1,5 +1,6 @@
 """Files that are complete or absent: atomic writes, folder commits, hashes, locks. Not for any format."""
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -8,6 +9,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import Any
 from cramming.errors import UserError
 
 PLAIN_NAME = re.compile(r"[^\W_][\w.+=-]*")
+LEFT_AFTER_S = 600
 MAX_NAME = 160  # a file's name holds 255 bytes, and a task, a seed and endings are added to it
 
 
@@ -34,6 +37,17 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         beside.unlink(missing_ok=True)
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Remove what `write_atomic` left in a folder when its process was killed; nothing of a process that may live."""
+    for path in folder.glob(".*.tmp"):
+        number = path.name.rsplit(".", 2)[1]
+        with contextlib.suppress(FileNotFoundError):
+            # Another machine's process may write here too: a write takes seconds.
+            old = time.time() - path.stat().st_mtime > LEFT_AFTER_S
+            if number.isdecimal() and old and not Path("/proc", number).exists():
+                path.unlink()
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` atomically as indented JSON with sorted keys; NaN and infinity are refused (ValueError)."""
     write_atomic(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
@@ -45,7 +59,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except FileNotFoundError:
         raise UserError(f"{path} is missing.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also of numbers that are too long, and lists too deep
         raise UserError(f"{path} is not valid JSON ({error}); it was changed after it was written.") from None
 
 
@@ -123,20 +137,21 @@ def _beside(path: Path, what: str) -> Path:
     return path.with_name(f".{path.name}.{os.urandom(4).hex()}.{what}")
 
 
-def checked_name(name: Any, where: Any) -> str:
+def checked_name(name: Any, where: Any, most: int = MAX_NAME) -> str:
     """A name that was read from a file, fit to be one part of a path.
 
     Args:
-        name: letters, digits and . _ + = -, a letter or digit first, 160 bytes at most.
+        name: letters, digits and . _ + = -, a letter or digit first.
         where: file and key that it stands in, for the message.
+        most: bytes of the name.
 
     Raises:
         UserError: it is anything else.
     """
-    if not isinstance(name, str) or not PLAIN_NAME.fullmatch(name) or len(name.encode()) > MAX_NAME:
+    if not isinstance(name, str) or not PLAIN_NAME.fullmatch(name) or len(name.encode()) > most:
         raise UserError(
             f"{where}: {str(name)[:60]!r} cannot name files; give letters, digits and . _ + = - "
-            f"alone, {MAX_NAME} bytes at most."
+            f"alone, {most} bytes at most."
         )
     return name
 

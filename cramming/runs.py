@@ -1,4 +1,4 @@
-"""A run's names, from what matters in its configuration. Not what a record holds (record.py), nor the running.
+"""A run before and after it runs: names from what matters, finished?, saved. Not what a record holds (record.py).
 
 A name ends in a hash. The keys that the first results were named by always enter it; a key added later enters only
 where it differs from its default, so that adding a key renames nothing. Keys that cannot change a result enter with
@@ -7,11 +7,12 @@ who runs on /home/somebody/text.txt finds the run again, and the record does not
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, Field, asdict, dataclass, fields, is_dataclass
-from pathlib import PurePath
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 from cramming.files import short_hash
+from cramming.record import Record, private, recognised, write_record
 
 
 @dataclass(frozen=True)
@@ -73,12 +74,46 @@ def _hidden(value: Any, paths: frozenset[str], key: str) -> Any:
     return private(value) if key in paths and isinstance(value, str) else value
 
 
-def private(path: str) -> str:
-    """A path as it may be published: as it is within the working folder, else its base name and a digest of it all."""
-    pure = PurePath(path)
-    if not (pure.is_absolute() or path.startswith("~") or ".." in pure.parts):
-        return path
-    return f"{pure.name or 'root'}@{short_hash(path)}"
+@dataclass(frozen=True)
+class RecordedRun:
+    """What a run is told by, before it runs: is it finished, and how it is saved. The same for every kind of run.
+
+    Attributes:
+        name: what the settings say; a record of that name and other content stays, and this run's is longer by a hash.
+        content: hashes of what the run reads, by the record's keys; "data_fingerprint" is among them.
+        facts: further fields of the record that are known beforehand.
+    """
+
+    results_dir: Path
+    kind: str
+    name: str
+    seed: int
+    config: dict[str, Any]
+    content: dict[str, str]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def finished(self) -> Record | None:
+        """The record of this very run, if it finished; UserError where it is damaged."""
+        return recognised(self.results_dir, self.name, self.content)[1]
+
+    def save(
+        self, status: str, samples: dict[str, int], metrics: dict[str, float], error: str = "", **extra: Any
+    ) -> Record:
+        """Write the record and return it; `extra` goes to `write_record`, or into the record."""
+        told = {key: extra.pop(key) for key in ("processes", "provider") if key in extra}
+        return write_record(
+            self.results_dir,
+            kind=self.kind,
+            name=self.name,
+            status=status,
+            config=self.config,
+            seed=self.seed,
+            data_fingerprint=self.content["data_fingerprint"],
+            samples=samples,
+            metrics=metrics,
+            extra={**self.content, **self.facts, **({"error": error} if error else {}), **extra},
+            **told,
+        )
 
 
 @dataclass(frozen=True)

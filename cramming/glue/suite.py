@@ -10,7 +10,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cramming.errors import Diverged, UserError
-from cramming.files import check_writable, read_json, short_hash
+from cramming.files import check_writable, short_hash
 from cramming.glue.classifier import load_classifier, write_classifier
 from cramming.glue.config import GlueConfig
 from cramming.glue.finetune import (
@@ -29,7 +29,7 @@ from cramming.glue.sources import TaskData, limited, load_hub, load_local
 from cramming.glue.summary import line_of
 from cramming.glue.tasks import Task, chosen_tasks
 from cramming.model.saved import Pretrained, first_line, load_tokenizer
-from cramming.record import recognised, record_file, write_record
+from cramming.record import recognised, write_record
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def run_suite(suite: Suite, accelerator: Accelerator | None = None) -> list[dict
     load_classifier(pretrained, tasks[0], config.dropout)  # weights that do not fit must show before the first training
     data = [load_task(suite, task) for task in tqdm(tasks, desc="reading tasks", unit="task", leave=False)]
     rehearse(dict.fromkeys(name for task in tasks for name in task.metrics))
-    for folder in filter(None, (record_file(suite.results_dir, "").parent, suite.kept)):
+    for folder in filter(None, (suite.results_dir / "runs", suite.kept)):
         check_writable(folder)
     steps = {each.task.name: steps_of(config, each) for each in data}
     warmups = warmup_steps(steps, config.warmup_fraction, config.warmup)
@@ -173,7 +173,7 @@ def save(
     samples = {"train": len(data.train), **{name: len(split) for name, split in data.dev.items()}}
     if data.skipped_rows:
         samples["skipped_rows"] = data.skipped_rows
-    path = write_record(
+    return write_record(
         suite.results_dir,
         kind="glue",
         name=name,
@@ -197,4 +197,3 @@ def save(
             **({"error": outcome.error} if outcome.error else {}),
         },
     )
-    return read_json(path)

@@ -3,20 +3,20 @@
 import importlib.metadata
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from cramming.files import read_json, short_hash
+from cramming.files import short_hash
 from cramming.images.config import ImagesConfig, Row
 from cramming.images.data import ImageData, load_images
 from cramming.images.root import ImagesRoot
 from cramming.images.train import build_row, train_row
-from cramming.record import record_file, write_record
+from cramming.record import Record
+from cramming.runs import RecordedRun
 
 
-def run_images(root: ImagesRoot) -> list[dict[str, Any]]:
+def run_images(root: ImagesRoot) -> list[Record]:
     """Run what has no finished record yet and return the records of all rows and seeds.
 
     Raises:
@@ -32,11 +32,8 @@ def run_images(root: ImagesRoot) -> list[dict[str, Any]]:
     with tqdm(runs, desc=config.name, unit="run") as bar:
         for row, seed in bar:
             bar.set_postfix_str(f"{row.tag} seed {seed}")
-            record = finished_record(results, config, row, seed, fingerprint)
-            if record is None:
-                metrics = train_row(config, row, data, seed)
-                record = save(results, config, row, seed, data, fingerprint, metrics)
-            records.append(record)
+            run = recorded_run(results, config, row, seed, fingerprint)
+            records.append(run.finished() or train_and_save(run, config, row, data))
     return records
 
 
@@ -45,45 +42,29 @@ def run_name(config: ImagesConfig, row: Row, seed: int) -> str:
     return f"images-{config.name}-{row.tag}-s{seed}-{short_hash(config.settings(), 6)}"
 
 
-def finished_record(
-    results: Path, config: ImagesConfig, row: Row, seed: int, fingerprint: str
-) -> dict[str, Any] | None:
-    """The record of this very run (same settings, same data) if it finished."""
-    path = record_file(results, run_name(config, row, seed))
-    if not path.exists():
-        return None
-    record = read_json(path)
-    return record if record["data_fingerprint"] == fingerprint and record["status"] == "finished" else None
-
-
-def save(
-    results: Path,
-    config: ImagesConfig,
-    row: Row,
-    seed: int,
-    data: ImageData,
-    fingerprint: str,
-    metrics: dict[str, float] | None,
-) -> dict[str, Any]:
-    """Write the record of one run and return it as written."""
+def recorded_run(results: Path, config: ImagesConfig, row: Row, seed: int, fingerprint: str) -> RecordedRun:
+    """One row with one seed on these data, as records tell it."""
     library = "scikit-learn" if config.source == "digits" else "datasets"
-    samples = {"train": len(data.train), "valid": len(data.valid), "test": len(data.test)}
-    layer = build_row(config, row, data.pixels, data.classes)
-    samples["parameters"] = sum(parameter.numel() for parameter in layer.parameters())
-    path = write_record(
+    return RecordedRun(
         results,
         kind="images",
         name=run_name(config, row, seed),
-        status="diverged" if metrics is None else "finished",
-        config={"images": config.settings()},
         seed=seed,
-        data_fingerprint=fingerprint,
-        samples=samples,
-        metrics=metrics or {},
-        extra={
+        config={"images": config.settings()},
+        content={"data_fingerprint": fingerprint},
+        facts={
             "row": {**asdict(row), "depth": row.depth},
             "data_library": f"{library} {importlib.metadata.version(library)}",
-            **({"error": "the loss is not finite"} if metrics is None else {}),
         },
     )
-    return read_json(path)
+
+
+def train_and_save(run: RecordedRun, config: ImagesConfig, row: Row, data: ImageData) -> Record:
+    """Train one row and write its record."""
+    metrics = train_row(config, row, data, run.seed)
+    samples = {"train": len(data.train), "valid": len(data.valid), "test": len(data.test)}
+    layer = build_row(config, row, data.pixels, data.classes)
+    samples["parameters"] = sum(parameter.numel() for parameter in layer.parameters())
+    if metrics is None:
+        return run.save("diverged", samples, {}, "the loss is not finite")
+    return run.save("finished", samples, metrics)

@@ -2,14 +2,13 @@
 
 import io
 from collections import defaultdict
-from pathlib import Path
-from typing import Any
 
-from cramming.files import write_atomic
-from cramming.report.groups import scale_of
+from cramming.files import checked_name
+from cramming.record import Record
+from cramming.report.groups import identity, layers_of, scale_of
 from cramming.report.leaves import hardening_of
+from cramming.report.stats import finite
 
-Record = dict[str, Any]
 PANELS = (
     ("valid_loss", "validation MLM loss, hard [nats]"),
     ("usage_entropy_relative", "usage entropy / the most"),
@@ -23,17 +22,19 @@ def comparable(records: list[Record]) -> dict[str, list[Record]]:
     found: dict[tuple[str, str, str], list[Record]] = defaultdict(list)
     for record in records:
         if record["kind"] == "pretrain" and record["status"] == "finished" and record.get("curve"):
-            found[record["experiment"], scale_of(record["config"]), record["data_fingerprint"]].append(record)
+            experiment, _, _ = identity(record)
+            found[experiment, scale_of(record["config"]), record.get("data_fingerprint", "")].append(record)
     pages = {}
     for (experiment, scale, data), mine in sorted(found.items()):
         if len(mine) > 1:
-            pages[f"{experiment}-{scale.rsplit(', ', 1)[-1].replace(',', '').replace(' ', '-')}-{data[:6]}.png"] = mine
+            page = f"{experiment}-{scale.rsplit(', ', 1)[-1].replace(',', '').replace(' ', '-')}-{data[:6]}"
+            pages[f"{checked_name(page, mine[0]['name'])}.png"] = mine
     return pages
 
 
 def label_of(record: Record) -> str:
     """Layer and form of hardening; equal for runs that differ in their seed alone."""
-    form = hardening_of(record["config"]) if record["config"]["ffn"]["kind"] in ("path", "leaf") else ""
+    form = hardening_of(record["config"]) if layers_of(record)["leaves"] else ""
     return f"{record['ffn']} {form}".strip()
 
 
@@ -48,7 +49,7 @@ def draw(records: list[Record]) -> bytes:
     figure, axes = pyplot.subplots(2, 2, figsize=(11, 8), layout="constrained")
     for axis, (name, title) in zip(axes.flat, PANELS, strict=True):
         for record in sorted(records, key=lambda r: r["name"]):
-            points = [(p["tokens"] / 1e6, p[name]) for p in record["curve"] if name in p]
+            points = [(p["tokens"] / 1e6, p[name]) for p in record["curve"] if finite(p.get(name)) is not None]
             if points:
                 axis.plot(*zip(*points, strict=True), color=f"C{labels.index(label_of(record))}", marker=".")
         axis.set(xlabel="million tokens read", ylabel=title)
@@ -61,10 +62,6 @@ def draw(records: list[Record]) -> bytes:
     return buffer.getvalue()
 
 
-def write_curves(records: list[Record], folder: Path) -> list[Path]:
-    """Draw every set of comparable runs into the folder and return the files."""
-    paths = []
-    for name, mine in comparable(records).items():
-        write_atomic(folder / name, draw(mine))
-        paths.append(folder / name)
-    return paths
+def draw_curves(records: list[Record]) -> dict[str, bytes]:
+    """File name -> picture of every set of comparable runs."""
+    return {name: draw(mine) for name, mine in comparable(records).items()}

@@ -2,15 +2,17 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from cramming.glue.config import GlueConfig
 from cramming.glue.tasks import suite_tasks
-from cramming.report.stats import Summary, summarise
-
-Record = dict[str, Any]
+from cramming.model.config import FFNConfig
+from cramming.model.resolved import resolved
+from cramming.record import Record
+from cramming.report.stats import Summary, finite, summarise
+from cramming.values import build
 
 # Settings that follow from the task, and so differ between the tasks of one suite.
 PER_TASK = ("task_epochs", "warmup_steps")
@@ -27,9 +29,23 @@ PAPER_EXPERIMENTS = {
 PAPER_LAYERS, PAPER_WIDTH = 16, 768
 
 
+def summary_of(records: Sequence[Record], part: str, name: str, factor: float = 1.0) -> Summary | None:
+    """Summary of one number of records, without those that lack it or have no finite one; `part` is a field."""
+    found = (finite(record.get(part, {}).get(name)) for record in records)
+    return summarise([factor * value for value in found if value is not None])
+
+
+def layers_of(record: Record) -> dict[str, Any]:
+    """What a record's feedforward layers came to; of a record from before they were recorded, by its configuration."""
+    if "resolved" in record:
+        return record["resolved"]["ffn"]
+    config = record["config"]
+    return resolved(build(FFNConfig, config["ffn"]), config["model"]["layers"])
+
+
 @dataclass(frozen=True)
 class PretrainGroup:
-    """Repetitions of one pretraining: equal configuration, different seeds. Failed runs are in `bad` alone."""
+    """Repetitions of one pretraining: equal configuration and data, other seeds. Failed runs are in `bad` alone."""
 
     experiment: str
     ffn: str
@@ -40,7 +56,7 @@ class PretrainGroup:
 
     def summary(self, part: str, name: str) -> Summary | None:
         """Summary of one number of the finished runs; `part` is "metrics" or "samples"."""
-        return summarise([float(r[part][name]) for r in self.good if name in r.get(part, {})])
+        return summary_of(self.good, part, name)
 
 
 @dataclass(frozen=True)
@@ -57,54 +73,73 @@ class SuiteGroup:
     cells: dict[str, Summary]  # percent, finished runs alone
     partial: dict[str, str]  # task -> why its training data are incomplete
     pretrained: int  # number of pretraining runs
+    good: tuple[Record, ...]
     bad: tuple[Record, ...]
 
 
 def pretrain_groups(records: Sequence[Record]) -> list[PretrainGroup]:
-    """Groups of the pretraining records, sorted by experiment, feedforward layer and group."""
-    found: dict[tuple[str, str, str], list[Record]] = defaultdict(list)
+    """Groups of the pretraining records, sorted by experiment, feedforward layer, group and data."""
+    found: dict[tuple[str, str, str, str], list[Record]] = defaultdict(list)
     for record in records:
         if record["kind"] == "pretrain":
-            found[identity(record)].append(record)
+            found[(*identity(record), record.get("data_fingerprint", ""))].append(record)
     groups = []
-    for (experiment, ffn, group), mine in sorted(found.items()):
+    for (experiment, ffn, group, data), mine in sorted(found.items()):
         good, bad = split_status(mine)
-        groups.append(PretrainGroup(experiment, ffn, group, scale_of(mine[0]["config"]), good, bad))
+        shown = told_apart(group, data, [key[3] for key in found if key[:3] == (experiment, ffn, group)])
+        groups.append(PretrainGroup(experiment, ffn, shown, scale_of(mine[0]["config"]), good, bad))
     return groups
 
 
+def told_apart(group: str, data: str, all_data: Sequence[str]) -> str:
+    """The group's name, with the data's fingerprint where it was run on several."""
+    return group if len(all_data) == 1 else f"{group}, data {data[:6] or 'unknown'}"
+
+
 def suite_groups(records: Sequence[Record], suite: str) -> list[SuiteGroup]:
-    """Groups of one suite's records, sorted by experiment, feedforward layer, group and settings."""
-    found: dict[tuple[str, str, str, str], list[Record]] = defaultdict(list)
-    for record in records:
-        if record["kind"] == "glue" and record.get("suite") == suite:
-            found[(*identity(record), settings_of(record))].append(record)
-    parts = {(*key[:3], text): mine for key in found for text, mine in by_examples(key[3], found[key]).items()}
-    return [suite_group(suite, key, parts[key]) for key in sorted(parts)]
+    """Groups of one suite's records, sorted by experiment, feedforward layer, group, data and settings.
+
+    A task that was run on several sets of examples has a row for each; the row of the largest has the other tasks too.
+    """
+    texts = {r["name"]: r.get("data_fingerprint", "") for r in records if r["kind"] == "pretrain"}
+    found: dict[tuple, list[Record]] = defaultdict(list)
+    sets: dict[tuple, set[tuple[int, str]]] = defaultdict(set)  # row, task -> its sets of examples, the largest first
+    mine = [record for record in records if record["kind"] == "glue" and record.get("suite") == suite]
+    for record in mine:
+        sets[row_of(record, texts), record["task"]].add(examples_of(record))
+    for record in mine:
+        row = row_of(record, texts)
+        place = sorted(sets[row, record["task"]]).index(examples_of(record))
+        found[(*row, place)].append(record)
+    groups = []
+    for key in sorted(found):
+        experiment, ffn, group, text, settings, place = key
+        shown = told_apart(group, text, sorted({other[3] for other in found if other[:3] == key[:3]}))
+        if place:
+            examples = sorted({(r["task"], *examples_of(r)) for r in found[key]})
+            settings += "; examples " + ", ".join(f"{task} {data[:6]} ({-count:,})" for task, count, data in examples)
+        groups.append(suite_group(suite, (experiment, ffn, shown, settings), found[key]))
+    return groups
 
 
-def by_examples(settings: str, records: Sequence[Record]) -> dict[str, list[Record]]:
-    """Settings in words -> their records; a task's results on other examples are no repetitions, and stand apart."""
-    examples: dict[str, set[str]] = defaultdict(set)
-    for record in records:
-        if record["status"] == "finished":
-            examples[record["task"]].add(record.get("data_fingerprint", ""))
-    parts: dict[str, list[Record]] = defaultdict(list)
-    for record in records:
-        several = len(examples[record["task"]]) > 1
-        own = f", examples of {record['task']}={record.get('data_fingerprint', '')}" if several else ""
-        parts[settings + own].append(record)
-    return parts
+def examples_of(record: Record) -> tuple[int, str]:
+    """Which examples a task was trained on: minus their number, and their fingerprint."""
+    return -int(record.get("samples", {}).get("train", 0)), record.get("data_fingerprint", "")
 
 
-def suite_group(suite: str, key: tuple[str, ...], records: Sequence[Record]) -> SuiteGroup:
+def row_of(record: Record, texts: Mapping[str, str]) -> tuple[str, str, str, str, str]:
+    """What finetuning runs of one row share: identity and text of the pretraining, settings."""
+    return (*identity(record), texts.get(record.get("pretrain", ""), ""), settings_of(record))
+
+
+def suite_group(suite: str, key: tuple[str, str, str, str], records: Sequence[Record]) -> SuiteGroup:
     """One group with the summary of each task's headline metric."""
     good, bad = split_status(records)
     experiment, ffn, group, settings = key
     cells, partial = {}, {}
     for task in suite_tasks(suite).values():
-        mine = [r for r in good if r["task"] == task.name and task.headline in r["metrics"]]
-        summary = summarise([100.0 * r["metrics"][task.headline] for r in mine])
+        mine = [r for r in good if r["task"] == task.name]
+        summary = summary_of(mine, "metrics", task.headline, 100.0)
         if summary is not None:
             cells[task.name] = summary
         reasons = sorted({r.get("partial_reason") or "yes" for r in mine if r.get("partial")})
@@ -114,7 +149,9 @@ def suite_group(suite: str, key: tuple[str, ...], records: Sequence[Record]) -> 
     pretrained = len({r["pretrain"] for r in good})
     row = paper_row_of(experiment, config)
     other = deviations(config.get("glue", {}))
-    return SuiteGroup(experiment, ffn, group, scale_of(config), settings, other, row, cells, partial, pretrained, bad)
+    return SuiteGroup(
+        experiment, ffn, group, scale_of(config), settings, other, row, cells, partial, pretrained, good, bad
+    )
 
 
 def identity(record: Record) -> tuple[str, str, str]:
@@ -171,7 +208,20 @@ def paper_row_of(experiment: str, config: dict[str, Any]) -> str | None:
     return row if full and whole else None
 
 
+def odd_metrics(record: Record) -> list[str]:
+    """What a finished record has instead of finite numbers, in words; no average takes them."""
+    if record["status"] != "finished":
+        return []
+    return [f"{name} is {value}" for name, value in sorted(record["metrics"].items()) if finite(value) is None]
+
+
 def left_out(records: Sequence[Record]) -> list[str]:
-    """Names of failed and diverged runs with their reason, for the list under a table."""
-    ordered = sorted(records, key=lambda record: record["name"])
-    return [f"`{r['name']}`: {r['status']}" + (f" ({r['error']})" if r.get("error") else "") for r in ordered]
+    """Names of failed and diverged runs with their reason, and of numbers that are none, for the list under a table."""
+    lines = []
+    for record in sorted(records, key=lambda record: record["name"]):
+        if record["status"] != "finished":
+            reason = f" ({record['error']})" if record.get("error") else ""
+            lines.append(f"`{record['name']}`: {record['status']}{reason}")
+        elif odd := odd_metrics(record):
+            lines.append(f"`{record['name']}`: finished, but {', '.join(odd)}")
+    return lines

@@ -5,11 +5,11 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cramming.report.groups import left_out, split_status
+from cramming.record import Record
+from cramming.report.groups import left_out, split_status, summary_of
 from cramming.report.markup import MISSING, bullets, csv_text, markdown_table, spread
-from cramming.report.stats import Summary, summarise
+from cramming.report.stats import Summary
 
-Record = dict[str, Any]
 # (training width, leaf width, variant) -> finished records
 Rows = dict[tuple[int, int, str], list[Record]]
 
@@ -47,6 +47,7 @@ def images_markdown(records: Sequence[Record], paper: Mapping[str, Any]) -> str:
         paper: the section `leaf_fff` of paper.yaml.
     """
     found, bad = image_groups(records)
+    good = [record for rows in found.values() for records in rows.values() for record in records]
     names = [name for name in paper if name != "note"]
     groups: list[tuple[str, str, Rows]] = [(name, text, rows) for (name, text), rows in sorted(found.items())]
     groups += [(name, "", {}) for name in names if name not in {group[0] for group in groups}]
@@ -60,7 +61,9 @@ def images_markdown(records: Sequence[Record], paper: Mapping[str, Any]) -> str:
         blocks.append(f"## {name}, settings {labels[text]}" if text else f"## {name}, not run")
         blocks += block(name, rows, paper)
     blocks += ["## Settings", bullets((f"{label}: {text}" for text, label in labels.items()), "None yet.")]
-    return "\n\n".join([*blocks, "## Left out of every number", bullets(left_out(bad), "No run failed.")]) + "\n"
+    return (
+        "\n\n".join([*blocks, "## Left out of every number", bullets(left_out([*good, *bad]), "No run failed.")]) + "\n"
+    )
 
 
 def images_csv(records: Sequence[Record], paper: Mapping[str, Any]) -> str:
@@ -98,7 +101,7 @@ def image_groups(records: Sequence[Record]) -> tuple[dict[tuple[str, str], Rows]
 
 def summary(records: Sequence[Record], quantity: str) -> Summary | None:
     """Summary in percent of one accuracy, None where no record has it."""
-    return summarise([100.0 * record["metrics"][quantity] for record in records if quantity in record["metrics"]])
+    return summary_of(records, "metrics", quantity, 100.0)
 
 
 def published(paper: Mapping[str, Any], name: str, row: str, width: int, quantity: str) -> str | None:
@@ -178,5 +181,6 @@ def lines(
 
 def leaves_in_use(records: Sequence[Record]) -> str:
     """Median of the leaves in use and how many there are."""
-    found = summarise([2 ** r["row"]["depth"] - r["metrics"]["dead_leaves"] for r in records])
-    return f"{found.median:g} of {2 ** records[0]['row']['depth']}" if found else MISSING
+    dead = summary_of(records, "metrics", "dead_leaves")
+    leaves = 2 ** records[0]["row"]["depth"] if records else 0
+    return f"{leaves - dead.median:g} of {leaves}" if dead else MISSING

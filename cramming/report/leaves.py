@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from cramming.report.groups import PretrainGroup
+from cramming.report.groups import PretrainGroup, layers_of
 from cramming.report.markup import csv_text, markdown_table, spread
 from cramming.report.stats import Summary
 
@@ -49,12 +49,6 @@ def hardening_of(config: dict[str, Any]) -> str:
     return ", ".join(words)
 
 
-def leaves_in(config: dict[str, Any]) -> int:
-    """Leaves of all layers."""
-    ffn = config["ffn"]
-    return int(config["model"]["layers"] * (ffn["trees"] or 1) * 2 ** ffn["depth"])
-
-
 def leaves_markdown(groups: Sequence[PretrainGroup]) -> str:
     """The whole Markdown page."""
     rows = [row(group) for group in leaf_groups(groups)]
@@ -64,10 +58,10 @@ def leaves_markdown(groups: Sequence[PretrainGroup]) -> str:
 
 def row(group: PretrainGroup) -> list[str]:
     """One group as cells of HEADER."""
-    config = group.good[0]["config"]
+    record = group.good[0]
     cells = [spread(scaled(group.summary("metrics", name), factor), digits) for _, name, factor, digits in COLUMNS]
-    names = (group.experiment, group.ffn, group.group, hardening_of(config), group.scale)
-    return [*names, *cells, f"{leaves_in(config):,}"]
+    names = (group.experiment, group.ffn, group.group, hardening_of(record["config"]), group.scale)
+    return [*names, *cells, f"{layers_of(record)['leaves']:,}"]
 
 
 def scaled(summary: Summary | None, factor: float) -> Summary | None:

@@ -3,9 +3,10 @@
 import math
 from collections.abc import Sequence
 
-from cramming.report.groups import PretrainGroup, left_out
+from cramming.record import Record
+from cramming.report.groups import PretrainGroup, left_out, odd_metrics
 from cramming.report.markup import bullets, csv_text, markdown_table, number, spread
-from cramming.report.stats import Summary
+from cramming.report.stats import Summary, finite
 
 HEADER = (
     "experiment",
@@ -42,7 +43,7 @@ data and tokenizer apart."""
 def pretraining_markdown(groups: Sequence[PretrainGroup]) -> str:
     """The whole Markdown page."""
     table = markdown_table(HEADER, [row(group) for group in groups]) if groups else "No pretraining runs yet."
-    bad = [record for group in groups for record in group.bad]
+    bad = [record for group in groups for record in (*group.good, *group.bad)]
     return f"# Pretraining\n\n{table}\n\n{NOTES}\n\n## Left out\n\n{bullets(left_out(bad), 'No run failed.')}\n"
 
 
@@ -58,7 +59,7 @@ def row(group: PretrainGroup) -> list[str]:
         spread(loss, 3),
         number(middle(unigram), 3),
         number(gain, 3),
-        number(math.exp(loss.median) if loss else None, 1),
+        number(perplexity(loss.median) if loss else None, 1),
         number(scaled(middle(group.summary("metrics", "valid_accuracy")), 100), 1),
         number(middle(group.summary("samples", "train_tokens")), 0),
         number(middle(group.summary("metrics", "train_tokens_per_s")), 0),
@@ -68,11 +69,29 @@ def row(group: PretrainGroup) -> list[str]:
 
 
 def status(group: PretrainGroup) -> str:
-    """How many runs finished and how many did not."""
+    """How many runs finished and how many did not; which of the finished ones are none to rely on."""
     counts = [f"{len(group.good)} finished"] if group.good else ["none finished"]
+    if odd := sum(bool(odd_metrics(record)) for record in group.good):
+        counts.append(f"{odd} with numbers that are not finite")
+    if worse := sum(worse_than_unigram(record) for record in group.good):
+        counts.append(f"{worse} worse than unigram")
     for name in sorted({record["status"] for record in group.bad}):
         counts.append(f"{sum(record['status'] == name for record in group.bad)} {name}")
     return ", ".join(counts)
+
+
+def worse_than_unigram(record: Record) -> bool:
+    """Whether a run ended above the loss of guessing by frequency: it learned nothing, or diverged unnoticed."""
+    loss, unigram = (finite(record["metrics"].get(name)) for name in ("valid_loss", "unigram_loss"))
+    return loss is not None and unigram is not None and loss > unigram
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss), infinite where that is beyond a float."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
 
 
 def pretraining_csv(groups: Sequence[PretrainGroup]) -> str:

@@ -1,8 +1,10 @@
 """Summaries of repeated runs: median, extremes, mean with an interval. Not which runs belong together."""
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from scipy import stats
 
@@ -28,14 +30,25 @@ class Summary:
     mean_high: float | None
 
 
+def finite(value: Any) -> float | None:
+    """A record's number; None where it has none, or one that cannot be averaged: NaN, infinite, or beyond a float."""
+    try:
+        return float(value) if type(value) in (int, float) and math.isfinite(value) else None
+    except OverflowError:
+        return None
+
+
 def summarise(values: Sequence[float]) -> Summary | None:
-    """Summary of the values, None of an empty sequence."""
+    """Summary of finite values, None of an empty sequence."""
     if not values:
         return None
-    mean = statistics.fmean(values)
     low = high = None
-    if len(values) >= INTERVAL_FROM:
-        error = statistics.stdev(values) / len(values) ** 0.5
-        reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * error
-        low, high = mean - reach, mean + reach
+    try:
+        mean = statistics.fmean(values)
+        if len(values) >= INTERVAL_FROM:
+            error = statistics.stdev(values) / len(values) ** 0.5
+            reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * error
+            low, high = mean - reach, mean + reach
+    except OverflowError:
+        mean = math.inf
     return Summary(len(values), statistics.median(values), min(values), max(values), mean, low, high)

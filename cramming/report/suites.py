@@ -5,7 +5,7 @@ from typing import Any
 
 from cramming.glue.averages import averages
 from cramming.glue.tasks import suite_tasks
-from cramming.report.groups import SuiteGroup, left_out
+from cramming.report.groups import SuiteGroup, left_out, odd_metrics
 from cramming.report.markup import MISSING, bullets, csv_text, markdown_table, number, spread
 
 # The paper's order of columns.
@@ -70,7 +70,7 @@ def mini_markdown(groups: Sequence[SuiteGroup]) -> str:
 
 def closing(groups: Sequence[SuiteGroup], labels: Mapping[str, str]) -> list[str]:
     """Settings and runs left out, as at the end of each page."""
-    bad = [record for group in groups for record in group.bad]
+    bad = [record for group in groups for record in (*group.good, *group.bad)]
     return [
         "## Settings",
         bullets((f"{label}: {text}" for text, label in labels.items()), "None yet."),
@@ -123,6 +123,8 @@ def status_parts(suite: str, group: SuiteGroup, labels: Mapping[str, str]) -> li
         parts.append("partial data: " + ", ".join(f"{task} ({why})" for task, why in sorted(group.partial.items())))
     if group.bad:
         parts.append(f"{len(group.bad)} run(s) left out")
+    if odd := sum(bool(odd_metrics(record)) for record in group.good):
+        parts.append(f"{odd} run(s) with numbers that are not finite")
     return parts
 
 

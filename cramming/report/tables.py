@@ -6,14 +6,17 @@ from typing import Any
 import yaml
 
 from cramming.errors import UserError
-from cramming.files import write_atomic
-from cramming.record import read_records
-from cramming.report.curves import write_curves
+from cramming.files import remove_leftovers, write_atomic
+from cramming.record import Record, read_records
+from cramming.report.curves import draw_curves
 from cramming.report.groups import pretrain_groups, suite_groups
 from cramming.report.images import images_csv, images_markdown
 from cramming.report.leaves import leaves_csv, leaves_markdown
 from cramming.report.pretraining import pretraining_csv, pretraining_markdown
 from cramming.report.suites import glue_csv, glue_markdown, mini_csv, mini_markdown
+
+# What code raises that finds another value than a record has there.
+MALFORMED = (AttributeError, LookupError, TypeError, ValueError, ArithmeticError, UserError)
 
 
 def read_paper(path: Path) -> dict[str, Any]:
@@ -29,7 +32,7 @@ def read_paper(path: Path) -> dict[str, Any]:
     return facts
 
 
-def build_tables(records: list[dict[str, Any]], paper: dict[str, Any]) -> dict[str, str]:
+def build_tables(records: list[Record], paper: dict[str, Any]) -> dict[str, str]:
     """File name -> content of every table; a pure function of its arguments."""
     pretraining = pretrain_groups(records)
     leaf_fff = paper.get("leaf_fff", {})
@@ -50,10 +53,28 @@ def build_tables(records: list[dict[str, Any]], paper: dict[str, Any]) -> dict[s
 
 def write_tables(results_dir: Path) -> list[Path]:
     """Write every table and picture of curves, and return the paths. UserError names a damaged record."""
-    records = read_records(results_dir)
-    tables = build_tables(records, read_paper(results_dir / "paper.yaml"))
-    paths = []
-    for name, content in tables.items():
-        write_atomic(results_dir / "tables" / name, content)
-        paths.append(results_dir / "tables" / name)
-    return paths + write_curves(records, results_dir / "curves")
+    records, paper = read_records(results_dir), read_paper(results_dir / "paper.yaml")
+    remove_leftovers(results_dir / "runs")
+    try:
+        tables, curves = build_tables(records, paper), draw_curves(records)
+    except MALFORMED:
+        name_malformed(records, paper)
+        raise
+    files: dict[str, str | bytes] = {f"tables/{name}": content for name, content in tables.items()}
+    files |= {f"curves/{name}": content for name, content in curves.items()}
+    for name, content in files.items():
+        write_atomic(results_dir / name, content)
+    return [results_dir / name for name in files]
+
+
+def name_malformed(records: list[Record], paper: dict[str, Any]) -> None:
+    """UserError that names the first record of which no table can be made: a field is missing, or of a wrong type."""
+    for record in records:
+        try:
+            build_tables([record], paper)
+            draw_curves([record, record])
+        except MALFORMED as error:
+            raise UserError(
+                f"runs/{record['name']}.json: no table can be made of it ({type(error).__name__}: {error}); it was "
+                "changed, or written by other code: move it away or run it again."
+            ) from None

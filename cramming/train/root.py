@@ -7,7 +7,9 @@ from typing import Any
 
 from cramming.data.config import DataConfig
 from cramming.errors import UserError
+from cramming.files import checked_name
 from cramming.model.config import FFNConfig, ModelConfig
+from cramming.model.resolved import resolved
 from cramming.runs import Keys, RunName, essence, listed, recorded, run_name
 from cramming.train.config import TrainConfig, WandbConfig
 from cramming.train.hardening import HardeningConfig
@@ -66,6 +68,8 @@ class PretrainRoot:
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed is {self.seed}; set it from 0 to 2^32 - 1.")
+        checked_name(self.experiment, "experiment")
+        checked_name(self.names[0].run, "the run's name")
 
     def as_dict(self) -> dict[str, Any]:
         """The configuration as plain values, as `cramming.values.build` reads it."""
@@ -76,6 +80,10 @@ class PretrainRoot:
         values = recorded(self, PATHS)
         values["wandb"]["entity"] = None
         return values
+
+    def resolved(self) -> dict[str, Any]:
+        """What the configuration comes to, for a record: see `cramming.model.resolved`."""
+        return {"ffn": resolved(self.ffn, self.model.layers)}
 
     def _essence(self, keys: Keys = KEYS) -> dict[str, Any]:
         """What names the run. What another command adds to this configuration is no part of it."""

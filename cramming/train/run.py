@@ -13,10 +13,10 @@ from cramming.data.loader import Masker, MicrobatchLoader, SequenceOrder
 from cramming.data.masking import masked_count
 from cramming.data.shards import PreparedData
 from cramming.errors import Diverged, Stopped
-from cramming.files import read_json, write_json
+from cramming.files import write_json
 from cramming.model.flops import training_flops
 from cramming.model.saved import write_model
-from cramming.record import write_record
+from cramming.record import Record, record_file, write_record
 from cramming.train.build import build_model
 from cramming.train.checkpoint import Checkpoints, TrainState
 from cramming.train.compiled import compiled, warm_up
@@ -221,7 +221,7 @@ class Run:
         print(f"budget     {budget}, batch {config.batch} x {self.data.seq_len}, lr {config.lr:g}, seed {root.seed}")
         print(f"unigram    {self.unigram:.4f} nats (guessing by frequency on the validation tokens)", flush=True)
 
-    def _record(self, state: TrainState, status: str, extra: dict[str, Any]) -> Path | None:
+    def _record(self, state: TrainState, status: str, extra: dict[str, Any]) -> Record | None:
         if not self.accelerator.is_main_process:
             return None
         root, rows = self.root, read_history(self.folder.history)
@@ -244,6 +244,7 @@ class Run:
                 "experiment": root.experiment,
                 "ffn": root.ffn.tag,
                 "group": root.group,
+                "resolved": root.resolved(),
                 "curve": history_curve(rows),
                 **extra,
             },
@@ -251,10 +252,10 @@ class Run:
 
     def _finish(self, state: TrainState) -> None:
         write_model(self.model, self.data.tokenizer(), self.folder.model)
-        record = self._record(state, "finished", {})
-        assert record is not None
-        content = read_json(record)
+        content = self._record(state, "finished", {})
+        assert content is not None
         write_json(self.folder.record, content)
+        record = record_file(Path(self.root.results_dir), content["name"])
         print_examples(self.model, self.data, self.root.data.examples)
         print_summary(content, model=self.folder.model, history=self.folder.history, record=record)
 

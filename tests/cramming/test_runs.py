@@ -14,7 +14,8 @@ from cramming.glue.root import GlueRoot
 from cramming.images.config import ImagesConfig, Row
 from cramming.images.suite import run_name as images_name
 from cramming.model.config import FFNConfig
-from cramming.runs import Keys, essence, listed, private
+from cramming.record import private
+from cramming.runs import Keys, essence, listed
 from cramming.train.config import TrainConfig
 from cramming.train.hardening import HardeningConfig, Ramp
 from cramming.train.root import COSMETIC, PretrainRoot

@@ -5,6 +5,7 @@ import io
 import math
 import random
 import statistics
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,13 @@ from cramming.errors import UserError
 from cramming.files import write_json
 from cramming.glue.averages import averages
 from cramming.glue.config import GlueConfig
-from cramming.report.curves import comparable, label_of
+from cramming.model.config import FFNConfig, ModelConfig
+from cramming.report.curves import comparable, draw_curves, label_of
 from cramming.report.groups import PAPER_EXPERIMENTS, suite_groups
-from cramming.report.stats import summarise
+from cramming.report.stats import finite, summarise
 from cramming.report.tables import build_tables, read_paper, write_tables
+from cramming.train.config import TrainConfig
+from cramming.train.root import PretrainRoot
 
 PAPER = Path(__file__).resolve().parents[3] / "results" / "paper.yaml"
 TASKS = ("rte", "mrpc", "stsb", "sst2", "mnli", "qnli", "qqp", "cola")
@@ -337,4 +341,120 @@ def test_damaged_inputs_are_named(tmp_path):
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "x.json").write_text('{"schema_version": 0}')
     with pytest.raises(UserError, match=r"x\.json"):
+        write_tables(tmp_path)
+
+
+def test_a_swept_layer_has_the_leaves_of_its_trees(paper):
+    ffn = asdict(FFNConfig(neurons=4095, depth=3))  # as `make sweep` gives it
+    assert ffn["trees"] is None
+    swept = hardened_record(0, "hard", 5.0)
+    swept["config"]["ffn"] = ffn
+    resolved = PretrainRoot(
+        ffn=FFNConfig(**ffn), model=ModelConfig(layers=4), train=TrainConfig(budget_steps=1)
+    ).resolved()
+    for extra in ({}, {"resolved": resolved}):
+        (row,) = lines_with(build_tables([swept | extra], paper)["leaves.md"], "| quickstart |")
+        assert cells(row)[-1] == "8,736"  # 4 layers of 273 trees of 8 leaves
+    assert resolved["ffn"]["neurons_trained"] == 4095
+    assert resolved["ffn"]["neurons_used"] == 273 * 4
+
+
+@pytest.mark.parametrize("loss", [3756.0, 1e308, math.nan, math.inf, "nan", "inf", 10**400])
+def test_a_run_gone_wrong_spoils_no_table(paper, loss):
+    records = [pretrain_record(0, 5.0), pretrain_record(1, loss), pretrain_record(2, loss)]
+    tables = build_tables(records, paper)
+    (row,) = lines_with(tables["pretraining.md"], "| quickstart |")
+    if finite(loss) is None:
+        assert "5.000, n=1" in row
+        assert "2 with numbers that are not finite" in row
+        assert f"`quickstart-1x9-s1-g1`: finished, but valid_loss is {loss}" in tables["pretraining.md"]
+    else:
+        assert "2 worse than unigram" in row
+        assert cells(row)[7] == "inf"
+
+
+def test_scores_that_are_no_numbers_are_named_and_never_averaged(paper):
+    tables = build_tables([glue_record("rte", 0, 0.5), glue_record("rte", 1, "nan")], paper)
+    (row,) = lines_with(tables["glue.md"], "cpu_wiki", "settings S1")
+    assert "50.0, n=1" in row
+    assert "1 run(s) with numbers that are not finite" in row
+    assert "finished, but accuracy is nan" in tables["glue.md"]
+    still = hardened_record(0, "hard", "nan")
+    still["curve"][0]["valid_loss"] = "nan"
+    assert draw_curves([still, hardened_record(1, "hard", 3.0)])
+    assert "3, n=1" in build_tables([still, hardened_record(1, "hard", 3.0)], paper)["leaves.md"]
+
+
+def test_runs_on_another_text_are_no_repetitions(paper):
+    records = [
+        pretrain_record(seed, 5.0 + seed, data_fingerprint=text) for seed, text in ((0, "aaaaaaaa"), (1, "bbbbbbbb"))
+    ]
+    rows = lines_with(build_tables(records, paper)["pretraining.md"], "| quickstart |")
+    assert [(cells(row)[2], cells(row)[4]) for row in rows] == [
+        ("g1, data aaaaaa", "5.000, n=1"),
+        ("g1, data bbbbbb", "6.000, n=1"),
+    ]
+    finetuned = [glue_record("rte", r["seed"], 0.5 + r["seed"] / 10, pretrain=r["name"]) for r in records]
+    groups = suite_groups([*records, *finetuned], "glue")
+    assert [(g.group, g.cells["rte"].n) for g in groups] == [("g1, data aaaaaa", 1), ("g1, data bbbbbb", 1)]
+
+
+def test_finetuning_on_other_examples_has_a_row_of_its_own():
+    whole, few = (
+        {"samples": {"train": n}, "data_fingerprint": text} for n, text in ((2490, "aaaaaaaa"), (64, "bbbbbbbb"))
+    )
+    records = [glue_record("rte", 0, 0.9, **few), glue_record("rte", 1, 0.6, **whole), glue_record("cola", 0, 0.4)]
+    first, second = suite_groups(records, "glue")
+    assert {task: cell.median for task, cell in first.cells.items()} == {"rte": 60.0, "cola": 40.0}
+    assert {task: cell.median for task, cell in second.cells.items()} == {"rte": 90.0}
+    assert second.settings == first.settings + "; examples rte bbbbbb (64)"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kind": None}, "has kind=None where a record has text"),
+        ({"config": []}, "has config=.* where a record has a table"),
+        ({"metrics": {"valid_loss": "4.0"}}, "valid_loss='4.0', which is no number"),
+        ({"metrics": {"valid_loss": [4.0]}}, "which is no number"),
+        ({"curve": [{"tokens": 1e6, "valid_loss": 1.0}, 7]}, "no table can be made of it"),
+        ({"config": {"model": 3}}, "no table can be made of it"),
+        ({"kind": "glue"}, "no table can be made of it"),
+        ({"kind": "glue", "suite": "glue"}, "no table can be made of it"),
+        ({"kind": "images"}, "no table can be made of it"),
+    ],
+)
+def test_a_malformed_record_is_named_and_nothing_written(tmp_path, changes, message):
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "paper.yaml").write_bytes(PAPER.read_bytes())
+    good = [hardened_record(seed, "hard", 3.0) for seed in (0, 1, 2)]
+    bad = {"suite": "glue"} | good[2] | changes
+    for name, record in (("a", good[0]), ("b", good[1]), ("quickstart-1x7-s2-hard", bad)):
+        write_json(tmp_path / "results" / "runs" / f"{name}.json", {"schema_version": 1, **record})
+    with pytest.raises(UserError, match=f"quickstart-1x7-s2-hard.*{message}"):
+        write_tables(tmp_path / "results")
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == [
+        "a.json",
+        "b.json",
+        "paper.yaml",
+        "quickstart-1x7-s2-hard.json",
+    ]
+
+
+def test_an_experiment_in_a_record_leads_nowhere_else(tmp_path):
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "paper.yaml").write_bytes(PAPER.read_bytes())
+    for seed in (0, 1):
+        record = hardened_record(seed, "hard", 3.0) | {"experiment": "../../../x", "schema_version": 1}
+        write_json(tmp_path / "results" / "runs" / f"{record['name']}.json", record)
+    with pytest.raises(UserError, match=r"x-4000000-tokens-abcdef' cannot name files"):
+        write_tables(tmp_path / "results")
+    assert not [path for path in tmp_path.rglob("*") if path.suffix in (".md", ".png")]
+
+
+def test_one_name_in_two_files_is_refused(tmp_path):
+    (tmp_path / "paper.yaml").write_bytes(PAPER.read_bytes())
+    for name in ("a", "b"):
+        write_json(tmp_path / "runs" / f"{name}.json", {"schema_version": 1, **pretrain_record(0, 5.0)})
+    with pytest.raises(UserError, match=r"b\.json and .*a\.json are both named quickstart-1x9-s0-g1"):
         write_tables(tmp_path)
