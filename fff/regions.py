@@ -7,37 +7,26 @@ straight-through forms, where a token computes its own path alone; in the soft f
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
 
-from fff.hardening import hardenable
+from fff.layers.base import Routed
 from fff.layers.path import PathFFF
 from fff.topology import first_node
-
-
-class Routed(Protocol):
-    """What assigning tokens needs of a layer."""
-
-    depth: int
-    trees: int
-
-    def path(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Visited nodes (..., trees, depth + 1) int64 in heap order, and scores at least of the depth decisions."""
-        ...
 
 
 def assign(layer: Routed, x: Tensor) -> Tensor:
     """The leaf that each token reaches in each tree: x (..., d_in) -> (..., trees) int64, from 0 to 2^depth - 1.
 
-    Leaves are numbered from left to right. Without region leak, so it is what the layer does in evaluation.
+    Leaves are numbered from left to right. Without region leak, so it is what the layer does in evaluation. Of another
+    routed layer, the unit of each group; (..., groups, K) where a token uses K units.
 
     Raises:
         ValueError: x has another last dimension, dtype or device than the layer.
     """
-    nodes, _ = layer.path(x)
-    return nodes[..., layer.depth] - first_node(layer.depth)
+    return layer.route(x).units.squeeze(-1)
 
 
 def tokens_in(layer: Routed, x: Tensor, leaf: int, tree: int = 0) -> Tensor:
@@ -47,13 +36,12 @@ def tokens_in(layer: Routed, x: Tensor, leaf: int, tree: int = 0) -> Tensor:
         ValueError: no such leaf or tree, or x does not fit the layer.
     """
     _check(layer, leaf, tree)
-    return (assign(layer, x)[..., tree].flatten() == leaf).nonzero()[:, 0]
+    return (layer.route(x).units[..., tree, :] == leaf).any(-1).flatten().nonzero()[:, 0]
 
 
-def routed_layers(model: nn.Module) -> dict[str, Any]:
-    """The FFF layers of a model by name, in order; a layer by itself has the name ""."""
-    found = set(map(id, hardenable(model)))
-    return {name: module for name, module in model.named_modules() if id(module) in found}
+def routed_layers(model: nn.Module) -> dict[str, Routed]:
+    """The layers of a model of which tokens use parts, by name, in order; a layer by itself has the name ""."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, Routed)}
 
 
 @contextlib.contextmanager
@@ -88,6 +76,11 @@ def recorded_inputs(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
             handle.remove()
 
 
+def editable(layer: nn.Module) -> TypeGuard[PathFFF]:
+    """Whether `edit_leaf` takes this layer."""
+    return isinstance(layer, PathFFF)
+
+
 @torch.no_grad()
 def edit_leaf(layer: PathFFF, leaf: int, w_out: Tensor, tree: int = 0) -> Tensor:
     """Replace what one leaf writes to the output, in place; every other token's output keeps its bits.
@@ -106,7 +99,7 @@ def edit_leaf(layer: PathFFF, leaf: int, w_out: Tensor, tree: int = 0) -> Tensor
         ValueError: no such leaf or tree, another shape, or a value that is not finite in the layer's dtype: provider
             `masked` multiplies the rows that a token does not use by 0, and 0 * infinity is not 0.
     """
-    if not isinstance(layer, PathFFF):
+    if not editable(layer):
         raise TypeError(f"edits are defined for PathFFF, not for {type(layer).__name__}")
     _check(layer, leaf, tree)
     if w_out.shape != (layer.d_out,):
@@ -125,7 +118,7 @@ def ablate_leaf(layer: PathFFF, leaf: int, tree: int = 0) -> Tensor:
 
     Returns and raises as `edit_leaf`, which takes the returned row (d_out,) to undo it.
     """
-    if not isinstance(layer, PathFFF):
+    if not editable(layer):
         raise TypeError(f"edits are defined for PathFFF, not for {type(layer).__name__}")
     return edit_leaf(layer, leaf, layer.w_out.new_zeros(layer.d_out), tree)
 
@@ -144,6 +137,6 @@ def edited_leaf(layer: PathFFF, leaf: int, w_out: Tensor | None = None, tree: in
 
 
 def _check(layer: Routed, leaf: int, tree: int) -> None:
-    for name, value, count in (("leaf", leaf, 2**layer.depth), ("tree", tree, layer.trees)):
+    for name, value, count in (("leaf", leaf, layer.units), ("tree", tree, layer.groups)):
         if not 0 <= value < count:
             raise ValueError(f"{name}={value} does not exist; the layer has {count}, numbered from 0")

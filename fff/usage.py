@@ -1,4 +1,8 @@
-"""What leaves and decisions of a layer do on a set of tokens: counts and figures. Not when they are taken or shown."""
+"""What a layer's leaves and decisions do on a set of tokens: counts and figures. Not when they are taken or shown.
+
+Trees with one leaf per token are the case in the words; of another routed layer a tree is a group of units (experts,
+keys) and a leaf is a unit, of which a token may use several. Figures of decisions are a tree's alone.
+"""
 
 import math
 from dataclasses import dataclass
@@ -7,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fff.decisions import bernoulli_entropy, went_right
+from fff.layers.base import Route
 from fff.topology import first_node
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -18,16 +23,17 @@ class Usage:
     """Figures of one layer on N tokens. Tensors are float64 on the CPU, one row per tree.
 
     Attributes:
-        leaves: (N, T) int32, each token's leaf from 0 to 2^D - 1.
-        counts: (T, 2^D) int64, tokens per leaf; each row sums to N.
-        entropy: (T,) usage entropy in bits; its maximum is D.
+        leaves: (N, T) int32, each token's leaf from 0 to 2^D - 1; (N, T, K) where a token uses K units.
+        counts: (T, 2^D) int64, tokens per leaf; each row sums to N, or K N.
+        entropy: (T,) usage entropy in bits; its maximum is D, or the logarithm of the number of units.
         dead: (T,) int64, leaves that no token reached.
         fullest: (T,) share of the tokens in the fullest leaf.
         imbalance: (T, D) per level, the mean over tokens of |2 right - 1|, where right is the share that the token's
             node sends to the right: 0 when every node divides evenly, 1 when each sends all of its tokens one way.
         decision_entropy: (T, D) mean entropy in bits of the decisions with probability sigmoid(score / temperature).
         decided: (T, D) share of decisions whose probability is outside [0.1, 0.9].
-        margins: (T, 5) quantiles 5, 25, 50, 75, 95 % of the decision margin |score| at visited nodes.
+        margins: (T, 5) quantiles 5, 25, 50, 75, 95 % of the decision margin |score| at visited nodes, or of the
+            margins of a router's choices.
     """
 
     leaves: Tensor
@@ -42,31 +48,35 @@ class Usage:
 
     @property
     def depth(self) -> int:
-        """D, decisions on a path."""
+        """D, decisions on a path; 0 where no tree chose."""
         return self.imbalance.shape[1]
 
     @property
     def relative_entropy(self) -> Tensor:
-        """(T,) usage entropy as a share of its maximum, D bits; 1 for a tree of one leaf."""
-        return self.entropy / self.depth if self.depth else torch.ones_like(self.entropy)
+        """(T,) usage entropy as a share of its maximum; 1 for a tree of one leaf."""
+        most = math.log2(self.counts.shape[1])
+        return self.entropy / most if most else torch.ones_like(self.entropy)
 
     def churn(self, earlier: Tensor) -> Tensor:
-        """(T,) share of the tokens whose leaf differs from that in an earlier measurement's `leaves` (N, T).
+        """(T,) share of the tokens whose leaf differs from that in an earlier measurement's `leaves`.
+
+        With several units per token, the share of them that the token did not use then.
 
         Raises:
             ValueError: the two are not of the same number of tokens and trees.
         """
         if self.leaves.shape != earlier.shape:
             raise ValueError(f"churn needs the same tokens: {tuple(self.leaves.shape)}, {tuple(earlier.shape)}")
-        return (self.leaves != earlier).double().mean(0)
+        if self.leaves.dim() == 2:
+            return (self.leaves != earlier).double().mean(0)
+        return (self.leaves[..., None] != earlier[..., None, :]).all(-1).double().mean((0, 2))
 
 
-def leaf_counts(nodes: Tensor, depth: int) -> Tensor:
-    """Tokens per leaf (T, 2^D) int64, from paths (N, T, D + 1) in heap order."""
-    leaf = nodes[..., -1] - first_node(depth)
-    trees, width = nodes.shape[1], 2**depth
-    index = leaf + width * torch.arange(trees, device=nodes.device)
-    return torch.bincount(index.flatten(), minlength=trees * width).view(trees, width)
+def unit_counts(route: Route) -> Tensor:
+    """Tokens per unit (G, size) int64, from a flat route."""
+    groups = route.units.shape[1]
+    index = route.units + route.size * torch.arange(groups, device=route.units.device)[:, None]
+    return torch.bincount(index.flatten(), minlength=groups * route.size).view(groups, route.size)
 
 
 def usage_entropy(counts: Tensor) -> Tensor:
@@ -75,37 +85,40 @@ def usage_entropy(counts: Tensor) -> Tensor:
     return torch.special.entr(share).sum(-1) / math.log(2)
 
 
-def measure(nodes: Tensor, scores: Tensor, temperature: float = 1.0) -> Usage:
-    """Figures from paths: nodes (N, T, D + 1) int64 in heap order and scores (N, T, at least D), N at least 1.
+def measure(route: Route, temperature: float = 1.0) -> Usage:
+    """Figures from what at least one token used; `temperature` is that of a tree's decisions.
 
     Raises:
         ValueError: no token.
     """
-    tokens, trees, length = nodes.shape
+    route = route.flat()
+    tokens, groups, _ = route.units.shape
     if not tokens:
         raise ValueError("usage needs at least one token")
-    depth = length - 1
-    nodes, scores = nodes.cpu(), scores[..., :depth].double().cpu()
-    counts = leaf_counts(nodes, depth)
+    scores, counts = route.scores.double().cpu(), unit_counts(route).cpu()
     t = torch.tensor(temperature, dtype=torch.float64)
-    p = torch.sigmoid(scores / t)
     quantiles = torch.tensor(QUANTILES, dtype=torch.float64)
     margins = scores.abs().transpose(0, 1).flatten(1)
+    decisions = scores if route.nodes is not None else scores[..., :0]
+    p = torch.sigmoid(decisions / t)
     return Usage(
-        leaves=(nodes[..., -1] - first_node(depth)).int(),
+        leaves=route.units.cpu().int().squeeze(-1),
         counts=counts,
         entropy=usage_entropy(counts),
         dead=(counts == 0).sum(-1),
         fullest=counts.max(-1).values.double() / tokens,
-        imbalance=_imbalance(nodes, depth),
-        decision_entropy=bernoulli_entropy(scores, t).mean(0) / math.log(2),
+        imbalance=torch.zeros(groups, 0, dtype=torch.float64) if route.nodes is None else _imbalance(route.nodes.cpu()),
+        decision_entropy=bernoulli_entropy(decisions, t).mean(0) / math.log(2),
         decided=((p < DECIDED) | (p > 1 - DECIDED)).double().mean(0),
-        margins=_quantiles(margins, quantiles) if depth else torch.zeros(trees, len(QUANTILES), dtype=torch.float64),
+        margins=_quantiles(margins, quantiles)
+        if margins.shape[1]
+        else torch.zeros(groups, len(QUANTILES), dtype=torch.float64),
     )
 
 
-def _imbalance(nodes: Tensor, depth: int) -> Tensor:
-    tokens, trees, _ = nodes.shape
+def _imbalance(nodes: Tensor) -> Tensor:
+    tokens, trees, length = nodes.shape
+    depth = length - 1
     inner = first_node(depth)
     index = (nodes[..., :-1] + inner * torch.arange(trees)[:, None]).flatten()
     right = went_right(nodes).flatten().double()

@@ -10,7 +10,7 @@ from cramming.images.config import DENSE, VARIANTS, ImagesConfig, Row
 from cramming.images.data import ImageData, Split
 from fff import LeafFFF
 from fff.hardening import set_hardening
-from fff.usage import leaf_counts, usage_entropy
+from fff.usage import unit_counts, usage_entropy
 
 
 def build_row(config: ImagesConfig, row: Row, pixels: int, classes: int) -> LeafFFF:
@@ -58,8 +58,7 @@ def train_row(config: ImagesConfig, row: Row, data: ImageData, seed: int) -> dic
             test = accuracy(layer, data.test)
             found = {"valid_accuracy": valid, "generalisation": test, "best_epoch": float(epoch)}
     found |= {"memorisation": accuracy(layer, data.train), "train_loss": loss.item()}
-    nodes, _ = layer.path(data.train.x)
-    counts = leaf_counts(nodes, row.depth)
+    counts = unit_counts(layer.route(data.train.x))
     return found | {"usage_entropy": usage_entropy(counts).item(), "dead_leaves": float((counts == 0).sum())}
 
 

@@ -4,12 +4,16 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from fff.feedforward import settings_from
+
+from .sizes import check_sizes
+
 
 class CrammedConfig(PreTrainedConfig):
     """Configuration of a crammed BERT; the defaults are UltraFastBERT-1x11's (arXiv 2311.10770, section 2).
 
     Args:
-        ffn: the feedforward layer as `cramming.model.ffn.build_ffn` reads it, e.g.
+        ffn: the feedforward layer as `fff.feedforward.settings_from` reads it, e.g.
             {"kind": "path", "trees": 1, "depth": 11, "bias": True, "activation": "gelu"}.
         positions: "sinusoidal" (the published models': added to the embedding, with one learned scale) or "rotary"
             (queries and keys are turned, arXiv 2104.09864).
@@ -19,6 +23,9 @@ class CrammedConfig(PreTrainedConfig):
             finetuning.
         classifier_size: width of the classification head's hidden layer.
         sparse_prediction: in training, MLM logits are computed at labelled positions only. Same loss.
+
+    Raises:
+        ValueError: a size or a key of `ffn` that no model can have, by its name.
     """
 
     model_type = "crammed_fff"
@@ -43,10 +50,6 @@ class CrammedConfig(PreTrainedConfig):
         tie_word_embeddings: bool = True,
         **kwargs: Any,
     ) -> None:
-        if hidden_size % num_attention_heads:
-            raise ValueError(f"num_attention_heads={num_attention_heads} does not divide hidden_size={hidden_size}.")
-        if positions not in ("sinusoidal", "rotary"):
-            raise ValueError(f"positions={positions!r} is neither 'sinusoidal' nor 'rotary'.")
         self.vocab_size = vocab_size
         self.hidden_size = hidden_size
         self.num_hidden_layers = num_hidden_layers
@@ -61,6 +64,8 @@ class CrammedConfig(PreTrainedConfig):
         self.classifier_size = classifier_size
         self.classifier_dropout = classifier_dropout
         self.sparse_prediction = sparse_prediction
+        check_sizes(vars(self), {name: name for name in vars(self)})
+        settings_from(self.ffn, "ffn")
         kwargs |= {"pad_token_id": pad_token_id, "tie_word_embeddings": tie_word_embeddings}
         super().__init__(**kwargs)
         # Some releases reset these to the base class's defaults while they read kwargs.

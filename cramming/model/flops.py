@@ -1,11 +1,10 @@
 """What a pass of the crammed BERT must compute, from its configuration alone. Not how long it takes (bench.py)."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from transformers import PreTrainedConfig
 
-from fff.topology import trained_neurons, used_neurons
+from fff.feedforward import settings_from
 
 BACKWARD = 3  # a training step: the forward's products, and two as large for the gradients of inputs and weights
 
@@ -43,30 +42,9 @@ def training_flops(config: PreTrainedConfig, length: int, predicted: int) -> Mod
     width = config.hidden_size
     attention = 8 * width * width + 4 * length * width
     decoder = 2 * width * config.vocab_size * predicted / length
-    path, dense = feedforward_flops(config.ffn, width)
+    layer = settings_from(config.ffn, "ffn").flops(width, width)
     layers = config.num_hidden_layers
     return ModelFlops(
-        path=BACKWARD * (layers * (attention + path) + decoder),
-        dense=BACKWARD * (layers * (attention + dense) + decoder),
+        path=BACKWARD * (layers * (attention + layer.used) + decoder),
+        dense=BACKWARD * (layers * (attention + layer.trained) + decoder),
     )
-
-
-def feedforward_flops(ffn: dict[str, Any], width: int) -> tuple[float, float]:
-    """FLOPs per token of one feedforward layer's forward: of what a token visits, and of all that is trained."""
-    neuron = 4 * width  # one row in, one row out
-    match ffn["kind"]:
-        case "none":
-            return 0.0, 0.0
-        case "dense":
-            gated = ffn.get("activation") == "gated_gelu"  # half of the neurons gate the other half
-            both = float(ffn["width"] * (3 * width if gated else neuron))
-            return both, both
-        case "path":
-            trees, depth = ffn["trees"], ffn["depth"]
-            return float(neuron * used_neurons(trees, depth)), float(neuron * trained_neurons(trees, depth))
-        case "leaf":
-            depth, leaf, master = ffn["depth"], ffn["leaf_width"], ffn.get("master_width", 0)
-            path = 2 * width * depth + neuron * (leaf + master)
-            dense = 2 * width * (2**depth - 1) + neuron * (leaf * 2**depth + master)
-            return float(path), float(dense)
-    raise ValueError(f"ffn kind {ffn['kind']!r} is unknown; it is dense, leaf, none or path.")

@@ -6,27 +6,25 @@ import torch
 from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from fff.hardening import Hardenable
+from fff.feedforward import settings_from
+from fff.layers.base import Feedforward
+from fff.unsaved import Unsaved
 
 from .configuration import CrammedConfig
-from .ffn import build_ffn
 from .positions import Rotation, rotate, sinusoid_table
 
 
-class CrammedEmbedding(nn.Module):
+class CrammedEmbedding(Unsaved):
     """Word embedding (+ learned scale x sinusoidal positions), normalised. (B, S) -> (B, S, H)."""
-
-    positions: torch.Tensor | None
 
     def __init__(self, config: CrammedConfig) -> None:
         super().__init__()
         self.words = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
         self.longest = config.max_position_embeddings
-        self.position_scale, table = None, None
+        self.position_scale = None
         if config.positions == "sinusoidal":
             self.position_scale = nn.Parameter(torch.empty(1))
-            table = sinusoid_table(self.longest, config.hidden_size)
-        self.register_buffer("positions", table, persistent=False)
+            self.keep("positions", sinusoid_table(self.longest, config.hidden_size))
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
@@ -36,8 +34,8 @@ class CrammedEmbedding(nn.Module):
         length = x.shape[1]
         if length > self.longest:
             raise ValueError(f"The input has {length} tokens; the model takes {self.longest} at most.")
-        if self.positions is not None and self.position_scale is not None:
-            x = x + self.position_scale * self.positions[:length]
+        if self.position_scale is not None:
+            x = x + self.position_scale * self.unsaved("positions", x.device)[:length].to(self.position_scale.dtype)
         return self.dropout(self.norm(x))
 
 
@@ -83,7 +81,7 @@ class CrammedBlock(nn.Module):
         super().__init__()
         self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.attention = CrammedAttention(config)
-        self.ffn = build_ffn(config.ffn, config.hidden_size)
+        self.ffn = settings_from(config.ffn, "ffn").build(config.hidden_size, config.hidden_size)
         self.ffn_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if self.ffn is not None else None
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
@@ -96,7 +94,7 @@ class CrammedBlock(nn.Module):
             return x, {}
         normed, ffn = self.ffn_norm(x), self.ffn
         losses: dict[str, torch.Tensor] = {}
-        if isinstance(ffn, Hardenable) and ffn.training and ffn.losses:
+        if isinstance(ffn, Feedforward) and ffn.training and ffn.losses:
             y, losses = ffn.forward_with_losses(normed)
         else:
             y = ffn(normed)

@@ -9,13 +9,13 @@ from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from fff import LeafFFF, PathFFF
-from fff.hardening import LOSSES
+from fff.layers.base import Feedforward
+from fff.unsaved import Unsaved
 
 from .configuration import CrammedConfig
 from .layers import CrammedBlock, CrammedEmbedding
 from .outputs import CrammedMaskedLMOutput, CrammedOutput
-from .positions import RotaryPositions, sinusoid_table
+from .positions import RotaryPositions
 
 IGNORED = -100  # label of a position without a prediction, as everywhere in transformers
 
@@ -41,25 +41,10 @@ class CrammedPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
-        elif isinstance(module, LeafFFF | PathFFF):
-            for name, parameter in module.named_parameters():
-                if name == "mix":  # of the master leaf
-                    init.constant_(parameter, 0.5)
-                elif "b_" in name:
-                    init.zeros_(parameter)
-                else:
-                    init.normal_(parameter, mean=0.0, std=std)
-            init.ones_(module.temperature)
-        elif isinstance(module, CrammedForMaskedLM):
-            init.zeros_(module.auxiliary_weights)
-        elif isinstance(module, CrammedEmbedding):
-            # Models are built on the meta device before loading, and no table of positions is in a checkpoint.
-            if module.positions is not None and module.position_scale is not None:
-                init.constant_(module.position_scale, self.config.hidden_size**-0.5)
-                init.copy_(module.positions, sinusoid_table(*module.positions.shape))
-        elif isinstance(module, RotaryPositions):
-            for table, value in zip((module.cos, module.sin), module.tables(), strict=True):
-                init.copy_(table, value)
+        elif isinstance(module, Feedforward):
+            module.init_weights(std, init)
+        elif isinstance(module, CrammedEmbedding) and module.position_scale is not None:
+            init.constant_(module.position_scale, self.config.hidden_size**-0.5)
 
 
 class CrammedModel(CrammedPreTrainedModel):
@@ -108,7 +93,7 @@ class CrammedModel(CrammedPreTrainedModel):
         mask = None  # some versions of transformers would build a full one while torch.compile traces
         if attention_mask is not None:
             mask = create_bidirectional_mask(config=self.config, inputs_embeds=x, attention_mask=attention_mask)
-        rotation = self.rotary(x.shape[1], x.dtype) if self.rotary is not None else None
+        rotation = self.rotary(x.shape[1], x) if self.rotary is not None else None
         keep = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         states, losses = [x], []
         for block in self.blocks:
@@ -125,19 +110,33 @@ class CrammedModel(CrammedPreTrainedModel):
         return output if _wants_dict(self.config, return_dict) else output.to_tuple()
 
 
-class CrammedForMaskedLM(CrammedPreTrainedModel):
+class CrammedForMaskedLM(CrammedPreTrainedModel, Unsaved):
     """The encoder with a decoder tied to the word embedding, without transform and bias."""
 
-    auxiliary_weights: torch.Tensor  # of the losses in fff.hardening.LOSSES, in that order; 0 unless training sets them
     _tied_weights_keys = {"decoder.weight": "model.embedding.words.weight"}  # noqa: RUF012 (read by transformers)
 
     def __init__(self, config: CrammedConfig) -> None:
         super().__init__(config)
         self.model = CrammedModel(config)
         self.decoder = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        # A tensor, so that a schedule of the weights does not make torch.compile start again.
-        self.register_buffer("auxiliary_weights", torch.zeros(len(LOSSES)), persistent=False)
+        weights: dict[str, float] = {}
+        for module in self.modules():
+            if isinstance(module, Feedforward):
+                weights |= module.loss_weights
+        self.loss_names = tuple(weights)
+        self.keep("auxiliary_weights", torch.tensor(list(weights.values()), dtype=torch.float32, device="cpu"))
         self.post_init()
+
+    @property
+    def auxiliary_weights(self) -> torch.Tensor:
+        """Weights of the losses in `loss_names`, in that order: the layers' own unless training sets them."""
+        return self.unsaved("auxiliary_weights", self.decoder.weight.device)
+
+    def set_auxiliary_weights(self, weights: dict[str, float]) -> None:
+        """Set weights by name; names that no layer knows are left out."""
+        for place, name in enumerate(self.loss_names):
+            if name in weights:  # filled: a copy from the host would wait for the device
+                self.auxiliary_weights[place].fill_(weights[name])
 
     def get_output_embeddings(self) -> nn.Module:
         """The decoder."""
@@ -189,9 +188,8 @@ class CrammedForMaskedLM(CrammedPreTrainedModel):
             loss = nn.functional.cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORED)
         aux_loss = None
         if losses := encoded.auxiliary_losses:
-            aux_loss = sum(
-                w * losses[name] for w, name in zip(self.auxiliary_weights, LOSSES, strict=True) if name in losses
-            )
+            weights = zip(self.auxiliary_weights, self.loss_names, strict=True)
+            aux_loss = sum(w * losses[name] for w, name in weights if name in losses)
             loss = loss + aux_loss if loss is not None else None
         output = CrammedMaskedLMOutput(
             loss=loss,

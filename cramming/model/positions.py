@@ -3,22 +3,24 @@
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from fff.unsaved import Unsaved
 
 Rotation = tuple[Tensor, Tensor]  # cosines and sines, both (S, head / 2)
 
 
 def sinusoid_table(length: int, width: int) -> Tensor:
-    """Sinusoidal positions (length, width): sine at even columns, cosine at odd (arXiv 1706.03762, section 3.5)."""
-    frequencies = torch.exp(torch.arange(0, width, 2) * (-math.log(10000.0) / width))
-    angles = torch.arange(length)[:, None] * frequencies
+    """Sinusoidal positions (length, width) on the CPU: sine at even columns, cosine at odd (1706.03762, 3.5)."""
+    frequencies = torch.exp(torch.arange(0, width, 2, device="cpu") * (-math.log(10000.0) / width))
+    angles = torch.arange(length, device="cpu")[:, None] * frequencies
     return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)
 
 
 def rotary_angles(length: int, head_dim: int, base: float) -> Tensor:
-    """Angles (length, head_dim / 2) in radians by which the pairs of a head turn (arXiv 2104.09864, section 3.2)."""
-    frequencies = base ** (-torch.arange(0, head_dim, 2) / head_dim)
-    return torch.arange(length)[:, None] * frequencies
+    """Angles (length, head_dim / 2) in radians by which a head's pairs turn (2104.09864, section 3.2), on the CPU."""
+    frequencies = base ** (-torch.arange(0, head_dim, 2, device="cpu") / head_dim)
+    return torch.arange(length, device="cpu")[:, None] * frequencies
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
@@ -28,26 +30,19 @@ def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
-class RotaryPositions(nn.Module):
+class RotaryPositions(Unsaved):
     """Cosines and sines of the first positions, shared by all blocks.
 
     Tables, not angles: a model converted to bfloat16 would turn late positions by rounded angles.
     """
 
-    cos: Tensor
-    sin: Tensor
-
     def __init__(self, length: int, head_dim: int, base: float) -> None:
         super().__init__()
-        self.settings = (length, head_dim, base)
-        for name, table in zip(("cos", "sin"), self.tables(), strict=True):
-            self.register_buffer(name, table, persistent=False)
+        angles = rotary_angles(length, head_dim, base)
+        self.keep("cos", angles.cos())
+        self.keep("sin", angles.sin())
 
-    def tables(self) -> Rotation:
-        """Freshly computed float32 tables."""
-        angles = rotary_angles(*self.settings)
-        return angles.cos(), angles.sin()
-
-    def forward(self, length: int, dtype: torch.dtype) -> Rotation:
-        """The rotation of positions 0 to length - 1."""
-        return self.cos[:length].to(dtype), self.sin[:length].to(dtype)
+    def forward(self, length: int, x: Tensor) -> Rotation:
+        """The rotation of positions 0 to length - 1, on x's device and in its dtype."""
+        cos, sin = (self.unsaved(name, x.device)[:length].to(x.dtype) for name in ("cos", "sin"))
+        return cos, sin

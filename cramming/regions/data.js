@@ -38,7 +38,7 @@ function treeData(layer, tree) {
     const data = { depth, leaves, margins, counts: countNodes(leaves, depth, null), scale: 0 };
     // One axis for the margins of all nodes of a tree; nodes with few tokens do not stretch it.
     for (let node = 0; node < firstNode(depth); node++)
-      if (data.counts[node] >= Math.min(20, N)) data.scale = Math.max(data.scale, margins[node * 5 + 4]);
+      if (data.counts[node] >= Math.min(20, N)) data.scale = Math.max(data.scale, margins[node * 5 + 4] || 0);
     trees.set(key, data);
   }
   return trees.get(key);

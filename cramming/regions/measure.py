@@ -15,8 +15,8 @@ from cramming.errors import UserError
 from cramming.model import CrammedModel
 from cramming.model.saved import Pretrained, load_tokenizer, load_weights, open_pretrained
 from cramming.regions.text import Probe, read_text, tokenise
-from fff import PathFFF
-from fff.regions import recorded_inputs, routed_layers
+from fff.layers.base import Routed
+from fff.regions import editable, recorded_inputs, routed_layers
 from fff.topology import first_node
 from fff.usage import QUANTILES
 
@@ -29,12 +29,15 @@ PAGE_BYTES = 8_000_000
 class LayerRegions:
     """One FFF layer on N tokens.
 
+    A layer whose units no tree chooses is shown as trees all the same: its units, numbered, are their leaves, and a
+    token that uses K units of a group has a leaf in K trees.
+
     Attributes:
         name: the module's name in the encoder.
-        depth: D, decisions on a path.
+        depth: D, decisions on a path; levels over which units are numbered.
         leaves: (T, N) uint8, uint16 or uint32, whichever holds 2^D - 1.
         margins: (T, 2^D - 1, 5) float32: quantiles 5, 25, 50, 75, 95 % of |score| at each deciding node, over the
-            tokens that visit it; NaN where none does.
+            tokens that visit it; NaN where none does, and where no tree chose.
         editable: whether `fff.regions.edit_leaf` takes this kind of layer.
     """
 
@@ -88,7 +91,7 @@ def measure(checkpoint: Path, text_file: Path, tokens: int) -> Regions:
             f"{pretrained.folder} has no FFF layers (ffn.kind is {kind!r}), so it has no regions; give a checkpoint "
             "pretrained with ffn=path, e.g. `make pretrain DEPTH=7`."
         )
-    per_token = sum(layer.trees * leaf_type(layer.depth).itemsize for layer in layers.values())
+    per_token = sum(layer.groups * leaf_type(depth_for(layer.units)).itemsize for layer in layers.values())
     probe = tokenise(text_file, text, whole, tokenizer, max(1, min(tokens, PAGE_BYTES // per_token)))
     measured = run_over(model, layers, probe.ids, pretrained.max_length)
     used = np.unique(probe.ids).tolist()
@@ -107,32 +110,39 @@ def load_encoder(pretrained: Pretrained) -> CrammedModel:
 
 
 @torch.inference_mode()
-def run_over(model: CrammedModel, layers: dict[str, Any], ids: np.ndarray, seq_len: int) -> list[LayerRegions]:
+def run_over(model: CrammedModel, layers: dict[str, Routed], ids: np.ndarray, seq_len: int) -> list[LayerRegions]:
     """Each layer's leaves and margins for the tokens `ids` (N,), in windows of `seq_len` tokens."""
-    leaves = {name: np.empty((layer.trees, len(ids)), leaf_type(layer.depth)) for name, layer in layers.items()}
-    scores = {name: np.empty((layer.trees, len(ids), layer.depth), np.float32) for name, layer in layers.items()}
+    leaves: dict[str, list[np.ndarray]] = {name: [] for name in layers}
+    scores: dict[str, list[np.ndarray]] = {name: [] for name in layers}
     with recorded_inputs(model) as inputs, progress(len(ids)) as bar:
-        done = 0
         for batch in windows(ids, seq_len):
             model(input_ids=torch.from_numpy(batch).to(model.device))
-            span = slice(done, done + batch.size)
             for name, layer in layers.items():
-                nodes, found = layer.path(inputs[name].pop().flatten(0, -2))
-                leaf = nodes[..., layer.depth] - first_node(layer.depth)
-                leaves[name][:, span] = leaf.T.cpu().numpy()
-                scores[name][:, span] = found[..., : layer.depth].abs().float().transpose(0, 1).cpu().numpy()
-            done += batch.size
+                route = layer.route(inputs[name].pop().flatten(0, -2))
+                units = route.units.flatten(1).T.cpu().numpy()
+                leaves[name].append(units.astype(leaf_type(depth_for(layer.units))))
+                if route.nodes is not None:
+                    scores[name].append(route.scores.abs().float().transpose(0, 1).cpu().numpy())
             bar.update(batch.size)
     return [
-        LayerRegions(
-            name,
-            layer.depth,
-            leaves[name],
-            np.stack([*map(node_margins, leaves[name], scores.pop(name))]),
-            isinstance(layer, PathFFF),
-        )
+        layer_regions(name, layer, np.concatenate(leaves.pop(name), 1), scores.pop(name))
         for name, layer in layers.items()
     ]
+
+
+def layer_regions(name: str, layer: Routed, leaves: np.ndarray, scores: list[np.ndarray]) -> LayerRegions:
+    """A layer's leaves (T, N), with the margins that follow from scores (T, n, D) in parts, if there are any."""
+    depth = depth_for(layer.units)
+    if scores:
+        margins = np.stack([*map(node_margins, leaves, np.concatenate(scores, 1))])
+    else:
+        margins = np.full((len(leaves), first_node(depth), len(QUANTILES)), np.nan, np.float32)
+    return LayerRegions(name, depth, leaves, margins, editable(layer))
+
+
+def depth_for(units: int) -> int:
+    """Levels of the smallest tree with so many leaves."""
+    return (units - 1).bit_length()
 
 
 def windows(ids: np.ndarray, seq_len: int) -> Iterator[np.ndarray]:

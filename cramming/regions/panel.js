@@ -78,7 +78,10 @@ function marginPart(data, node) {
     return part;
   }
   const values = data.margins.slice(node * 5, node * 5 + 5);
-  if (Number.isNaN(values[0])) return part.append(html("p", { className: "note" }, "No token comes here.")), part;
+  if (Number.isNaN(values[0])) {
+    const why = data.counts[node] ? "No tree of decisions chose this layer's units." : "No token comes here.";
+    return part.append(html("p", { className: "note" }, why)), part;
+  }
   const table = html("table", { className: "quantiles" }, heading(["5 %", "25 %", "median", "75 %", "95 %"]));
   table.append(row(Array.from(values, figure)));
   part.append(drawMargins(values, data.scale), table);

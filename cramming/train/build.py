@@ -7,7 +7,6 @@ from torch import nn
 from cramming.data.shards import PreparedData
 from cramming.errors import UserError
 from cramming.model import CrammedConfig, CrammedForMaskedLM
-from cramming.model.ffn import build_ffn
 from cramming.train.hardening import FORMS
 from cramming.train.root import PretrainRoot
 from fff.hardening import set_hardening
@@ -19,15 +18,9 @@ def build_model(root: PretrainRoot, data: PreparedData) -> CrammedForMaskedLM:
     model = root.model
     config = CrammedConfig(
         vocab_size=data.vocab_size,
-        hidden_size=model.hidden_size,
-        num_hidden_layers=model.layers,
-        num_attention_heads=model.heads,
         max_position_embeddings=data.seq_len,
-        positions=model.positions,
-        rotary_base=model.rotary_base,
         ffn=root.ffn.specification(),
-        layer_norm_eps=model.norm_eps,
-        initializer_range=model.init_std,
+        **model.encoder(),
         sparse_prediction=model.sparse_prediction,
     )
     try:
@@ -44,7 +37,7 @@ def check_layer(root: PretrainRoot) -> None:
     """
     try:
         with torch.device("meta"):
-            layer = build_ffn(root.ffn.specification(), root.model.hidden_size)
+            layer = root.ffn.settings.build(root.model.hidden_size, root.model.hidden_size)
     except (ValueError, RuntimeError) as error:
         raise UserError(f"ffn: {error}") from error
     try:

@@ -109,8 +109,7 @@ class Hardening:
             raise UserError(f"hardening: {error}") from None
         weights = {"entropy": config.entropy_weight.at(t), "balance": config.balance_weight.at(t)}
         if losses:
-            for place, name in enumerate(LOSSES):  # filled: a copy from the host would wait for the device
-                self.model.auxiliary_weights[place].fill_(weights[name])
+            self.model.set_auxiliary_weights(weights)
         self.values = {"hardening/hard": float(form == "hard"), "hardening/temperature": temperature}
         self.values |= {f"hardening/{name}_weight": weights[name] for name in losses}
         return self.values

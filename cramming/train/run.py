@@ -40,7 +40,7 @@ from cramming.train.root import PretrainRoot
 from cramming.train.tracking import close_wandb, open_wandb
 from cramming.train.usage import UsageHook, heatmap, wandb_usage
 from cramming.train.validate import Validation
-from fff.hardening import hardenable
+from fff.regions import routed_layers
 
 MASK_TOKEN = "<mask>"
 
@@ -158,7 +158,7 @@ class Run:
 
     def _usage(self, wandb_run: Any) -> dict[str, UsageHook]:
         """The hook that watches the leaves, if there are any."""
-        if not hardenable(self.model):
+        if not routed_layers(self.model):
             return {}
         hook = UsageHook(
             self.validation,

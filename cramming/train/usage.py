@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from cramming.train.hooks import Hook
 from cramming.train.loop import Step, Trainer
 from cramming.train.validate import Validation
-from fff.hardening import Hardenable, hardenable, soft_evaluation
-from fff.usage import QUANTILES, Usage, leaf_counts, measure, usage_entropy
+from fff.hardening import hardenable, soft_evaluation
+from fff.layers.base import Route, Routed
+from fff.regions import routed_layers
+from fff.usage import QUANTILES, Usage, measure, unit_counts, usage_entropy
 
 TREES_SHOWN = 8  # with more trees than this a row has their mean alone
 
@@ -23,15 +25,14 @@ Show = Callable[[int, list[Usage], Path], None]
 
 
 @contextmanager
-def recorded_paths(model: nn.Module) -> Iterator[list[list[tuple[Tensor, Tensor]]]]:
-    """Inside, each forward pass of the model adds (nodes, scores), (N, T, L) each, to its layer's list."""
-    layers = hardenable(model)
-    found: list[list[tuple[Tensor, Tensor]]] = [[] for _ in layers]
+def recorded_routes(model: nn.Module) -> Iterator[list[list[Route]]]:
+    """Inside, each forward pass of the model adds its flat route to its layer's list."""
+    layers = list(routed_layers(model).values())
+    found: list[list[Route]] = [[] for _ in layers]
 
-    def record(number: int) -> Callable[[Hardenable, tuple[Tensor, ...]], None]:
-        def hook(layer: Hardenable, inputs: tuple[Tensor, ...]) -> None:
-            nodes, scores = layer.path(inputs[0])
-            found[number].append((nodes.flatten(0, -3), scores.flatten(0, -3)))
+    def record(number: int) -> Callable[[Routed, tuple[Tensor, ...]], None]:
+        def hook(layer: Routed, inputs: tuple[Tensor, ...]) -> None:
+            found[number].append(layer.route(inputs[0]).flat())
 
         return hook
 
@@ -44,7 +45,7 @@ def recorded_paths(model: nn.Module) -> Iterator[list[list[tuple[Tensor, Tensor]
 
 
 class UsageHook(Hook):
-    """Leaf usage of every FFF layer.
+    """Leaf usage of every layer of which tokens use a part.
 
     At validation marks on a fixed probe set: figures per layer, tree and level, the share of probe tokens whose leaf
     changed since the last mark (churn), the soft-hard gap (MLM loss soft minus hard), and the share of the time since
@@ -100,9 +101,9 @@ class UsageHook(Hook):
     def _count(self, trainer: Trainer) -> None:
         """Add the leaves of the step's last microbatch, on the present weights."""
         model, batch = trainer.raw_model.eval(), trainer.last_batch
-        with trainer.accelerator.autocast(), recorded_paths(model) as paths:
+        with trainer.accelerator.autocast(), recorded_routes(model) as routes:
             model.model(input_ids=batch.input_ids)  # type: ignore[operator]
-        found = [leaf_counts(nodes, nodes.shape[-1] - 1).cpu() for ((nodes, _),) in paths]
+        found = [unit_counts(route).cpu() for (route,) in routes]
         self.counts = [a + b for a, b in zip(self.counts, found, strict=True)] if self.counts else found
 
     @torch.no_grad()
@@ -114,16 +115,14 @@ class UsageHook(Hook):
         self.counts = []
         if not accelerator.is_main_process:
             return
-        with accelerator.autocast(), recorded_paths(model) as paths:
+        with accelerator.autocast(), recorded_routes(model) as routes:
             hard = self._probe_loss(trainer)
-        with accelerator.autocast(), soft_evaluation(model):
-            soft = self._probe_loss(trainer)
-        temperature = float(hardenable(model)[0].temperature)
-        usages = []
-        for path in paths:
-            nodes, scores = (torch.cat(parts) for parts in zip(*path, strict=True))
-            usages.append(measure(nodes, scores, temperature))
-        self.latest = summary(usages, self.leaves) | {"fff/soft_hard_gap": soft - hard}
+        temperatures = [float(getattr(layer, "temperature", 1.0)) for layer in routed_layers(model).values()]
+        usages = [measure(Route.joined(route), t) for route, t in zip(routes, temperatures, strict=True)]
+        self.latest = summary(usages, self.leaves)
+        if hardenable(model):
+            with accelerator.autocast(), soft_evaluation(model):
+                self.latest["fff/soft_hard_gap"] = self._probe_loss(trainer) - hard
         self.latest |= running(counts)
         for number, usage in enumerate(usages):
             earlier = self.leaves[number] if self.leaves else None

@@ -1,23 +1,83 @@
-"""LeafFFF, the fast feedforward layer of arXiv 2308.14711 as a module. Not how it is computed (kernels.leaves)."""
+"""LeafFFF, the fast feedforward layer of arXiv 2308.14711, with its settings. Not how it computes (kernels.leaves)."""
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fff.activations import activation_named
+from fff.activations import ACTIVATIONS, activation_named
 from fff.decisions import straight_through_gates
-from fff.hardening import Decisions, Hardenable
 from fff.kernels.cpu import operators as cpu
 from fff.kernels.leaves import Leaves, decide, dense, mixture, one_leaf_each
+from fff.layers.base import Flops, Hardenable, Settings, whole_number
 from fff.layers.operands import computing_dtype
+from fff.losses import Decisions
 from fff.topology import first_node
 
 # The weights that autocast casts, by name.
 WEIGHTS = ("w_node", "b_node", "w_in", "b_in", "w_out", "b_out")
 MASTER = ("master_w_in", "master_b_in", "master_w_out", "master_b_out")
+
+
+@dataclass(frozen=True)
+class LeafSettings(Settings):
+    """A tree over leaf networks. ValueError as `Settings`."""
+
+    kind = "leaf"
+
+    depth: int  # decisions before a leaf
+    leaf_width: int  # hidden neurons of a leaf network; there are 2^depth of them
+    master_width: int = 0  # hidden neurons of the master leaf, which every token passes (arXiv 2405.16836)
+    activation: str = "gelu"  # gelu, gelu_tanh, relu, silu, tanh, identity
+
+    def __post_init__(self) -> None:
+        whole_number("depth", self.depth, 0, 20, example=5)
+        whole_number("leaf_width", self.leaf_width, 1, example=8)
+        whole_number("master_width", self.master_width, 0)
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"`activation` is {self.activation!r}; leaf takes one of {', '.join(ACTIVATIONS)}.")
+
+    @property
+    def tag(self) -> str:
+        """leaf_width x depth, e.g. "leaf8x5", and "+m4" for a master leaf of 4 neurons."""
+        return f"leaf{self.leaf_width}x{self.depth}" + (f"+m{self.master_width}" if self.master_width else "")
+
+    @property
+    def neurons_trained(self) -> int:
+        """Hidden neurons of all leaves and the master leaf; decisions are not counted."""
+        return self.leaf_width * 2**self.depth + self.master_width
+
+    @property
+    def neurons_used(self) -> int:
+        """Hidden neurons of one leaf and the master leaf; decisions are not counted."""
+        return self.leaf_width + self.master_width
+
+    def flops(self, d_in: int, d_out: int) -> Flops:
+        """A row in and a row out per hidden neuron, a row in per decision."""
+        neuron, decision = 2 * (d_in + d_out), 2 * d_in
+        used = decision * self.depth + neuron * self.neurons_used
+        trained = decision * first_node(self.depth) + neuron * self.neurons_trained
+        return Flops(float(used), float(trained))
+
+    def build(
+        self, d_in: int, d_out: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> "LeafFFF":
+        """The layer."""
+        return LeafFFF(
+            d_in,
+            d_out,
+            self.depth,
+            self.leaf_width,
+            activation=self.activation,
+            master_width=self.master_width,
+            device=device,
+            dtype=dtype,
+        )
 
 
 class LeafFFF(Hardenable):
@@ -42,6 +102,7 @@ class LeafFFF(Hardenable):
         master_width: hidden neurons of the master leaf; 0 for none.
         chunk_neurons: hidden neurons (tokens x leaves x leaf_width) that the soft form holds at a time; where there are
             more, the backward pass computes them again.
+        device, dtype: of the parameters; torch's defaults unless given.
 
     Parameters: w_node (2^depth - 1, d_in) and b_node (2^depth - 1), None at depth 0; w_in (2^depth, leaf_width, d_in),
     b_in (2^depth, leaf_width), w_out (2^depth, leaf_width, d_out), b_out (2^depth, d_out); with a master leaf the same
@@ -52,6 +113,7 @@ class LeafFFF(Hardenable):
     """
 
     trees = 1  # as PathFFF's: this layer has one
+    constants = MappingProxyType({"mix": 0.5})
 
     def __init__(
         self,
@@ -65,6 +127,8 @@ class LeafFFF(Hardenable):
         region_leak: float = 0.0,
         master_width: int = 0,
         chunk_neurons: int = 2**23,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         sizes = {"d_in": d_in, "d_out": d_out, "leaf_width": leaf_width, "chunk_neurons": chunk_neurons}
@@ -82,16 +146,17 @@ class LeafFFF(Hardenable):
         self.activation, self.dropout, self.chunk_neurons = activation, dropout, chunk_neurons
         self.master_width, self.region_leak, self.form = master_width, region_leak, "soft"
         leaves, inner = 2**depth, first_node(depth)
-        self.w_node = nn.Parameter(torch.empty(inner, d_in)) if depth else None
-        self.b_node = nn.Parameter(torch.empty(inner)) if depth else None
-        self.w_in = nn.Parameter(torch.empty(leaves, leaf_width, d_in))
-        self.b_in = nn.Parameter(torch.empty(leaves, leaf_width))
-        self.w_out = nn.Parameter(torch.empty(leaves, leaf_width, d_out))
-        self.b_out = nn.Parameter(torch.empty(leaves, d_out))
+        empty = partial(torch.empty, device=device, dtype=dtype)
+        self.w_node = nn.Parameter(empty(inner, d_in)) if depth else None
+        self.b_node = nn.Parameter(empty(inner)) if depth else None
+        self.w_in = nn.Parameter(empty(leaves, leaf_width, d_in))
+        self.b_in = nn.Parameter(empty(leaves, leaf_width))
+        self.w_out = nn.Parameter(empty(leaves, leaf_width, d_out))
+        self.b_out = nn.Parameter(empty(leaves, d_out))
         shapes = ((master_width, d_in), (master_width,), (master_width, d_out), (d_out,))
         for name, shape in zip(MASTER, shapes, strict=True):
-            self.register_parameter(name, nn.Parameter(torch.empty(shape)) if master_width else None)
-        self.mix = nn.Parameter(torch.empty(())) if master_width else None
+            self.register_parameter(name, nn.Parameter(empty(shape)) if master_width else None)
+        self.mix = nn.Parameter(empty(())) if master_width else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -1,21 +1,112 @@
-"""PathFFF, the fast feedforward layer of arXiv 2311.10770 as a module. Not how it is computed (kernels)."""
+"""PathFFF, the fast feedforward layer of arXiv 2311.10770, with its settings. Not how it is computed (kernels)."""
 
 import math
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
 
-from fff.activations import activation_named
-from fff.hardening import Decisions, Hardenable
+from fff.activations import ACTIVATIONS, activation_named
 from fff.kernels import PROVIDERS, Provider, Shortcut, check, choose
 from fff.kernels.gather import visit
 from fff.kernels.masked import soft
+from fff.layers.base import Flops, Hardenable, Settings, whole_number
 from fff.layers.operands import computing_dtype
-from fff.topology import first_node, nodes_in_tree, path_length, trained_neurons, used_neurons
+from fff.losses import Decisions
+from fff.topology import (
+    first_node,
+    nodes_in_tree,
+    path_length,
+    trained_neurons,
+    trees_for_neurons,
+    used_neurons,
+)
 
 CHOICE_DEPENDS_ON = ("activation", "execution", "provider", "evaluation_form")
+
+
+@dataclass(frozen=True)
+class PathSettings(Settings):
+    """Trees of neurons. ValueError as `Settings`."""
+
+    kind = "path"
+
+    depth: int  # decisions of a tree; a token visits depth + 1 nodes
+    trees: int | None = None  # parallel trees
+    neurons: int | None = None  # instead of `trees`: trained neurons over all of them, from which their number follows
+    bias: bool = True  # input bias of a node (the authors train one)
+    activation: str = "gelu"  # gelu, gelu_tanh, relu, silu, tanh, identity
+    execution: str = "auto"  # auto, masked, conditional
+    provider: str = "auto"  # who computes it, see fff.kernels
+
+    def __post_init__(self) -> None:
+        whole_number("depth", self.depth, 0, 20, example=11)
+        if (self.trees is None) == (self.neurons is None):
+            raise ValueError("`trees` and `neurons`: give exactly one (set the other to null).")
+        if self.trees is not None:
+            whole_number("trees", self.trees, 1)
+        else:
+            whole_number("neurons", self.neurons, 1)
+            try:
+                trees_for_neurons(self.neurons or 0, self.depth)
+            except ValueError as error:
+                raise ValueError(f"`neurons`: {error}") from None
+        if not isinstance(self.bias, bool):
+            raise ValueError(f"`bias` is {self.bias!r}; set it to true or false.")
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"`activation` is {self.activation!r}; path takes one of {', '.join(ACTIVATIONS)}.")
+        check(self.execution, self.provider)
+
+    @property
+    def tree_count(self) -> int:
+        """Trees, given or derived from `neurons`."""
+        return self.trees if self.trees is not None else trees_for_neurons(self.neurons or 0, self.depth)
+
+    @property
+    def tag(self) -> str:
+        """Trees x depth, e.g. "1x11"."""
+        return f"{self.tree_count}x{self.depth}"
+
+    @property
+    def neurons_trained(self) -> int:
+        """Nodes of all trees."""
+        return trained_neurons(self.tree_count, self.depth)
+
+    @property
+    def neurons_used(self) -> int:
+        """Nodes on the paths."""
+        return used_neurons(self.tree_count, self.depth)
+
+    def flops(self, d_in: int, d_out: int) -> Flops:
+        """A row in and a row out per node."""
+        node = 2 * (d_in + d_out)
+        return Flops(float(node * self.neurons_used), float(node * self.neurons_trained))
+
+    def build(
+        self, d_in: int, d_out: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> "PathFFF":
+        """The layer."""
+        return PathFFF(
+            d_in,
+            d_out,
+            self.depth,
+            self.tree_count,
+            bias=self.bias,
+            activation=self.activation,
+            execution=self.execution,
+            provider=self.provider,
+            device=device,
+            dtype=dtype,
+        )
+
+    def specification(self) -> dict[str, Any]:
+        """With the number of trees, whichever way it was given."""
+        values = asdict(self) | {"trees": self.tree_count}
+        del values["neurons"]
+        return {"kind": self.kind, **values}
 
 
 class PathFFF(Hardenable):
@@ -32,6 +123,7 @@ class PathFFF(Hardenable):
         execution: "masked" computes all nodes and zeroes those off the path (the authors' training form),
             "conditional" the path nodes alone, forward and backward; "auto" takes what is faster. Same results.
         provider: who computes it, see fff.kernels; "auto" takes the fastest available.
+        device, dtype: of the parameters; torch's defaults unless given.
 
     Parameters: w_in (trees, nodes, d_in), b_in (trees, nodes) or None, w_out (trees, nodes, d_out), heap order.
 
@@ -56,6 +148,8 @@ class PathFFF(Hardenable):
         activation: str = "gelu",
         execution: str = "auto",
         provider: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         for name, value, least in (("d_in", d_in, 1), ("d_out", d_out, 1), ("depth", depth, 0), ("trees", trees, 1)):
@@ -66,10 +160,11 @@ class PathFFF(Hardenable):
         self.d_in, self.d_out, self.depth, self.trees = d_in, d_out, depth, trees
         self.activation, self.execution, self.provider = activation, execution, provider
         self._forget_choice()
-        nodes = nodes_in_tree(depth)
-        self.w_in = nn.Parameter(torch.empty(trees, nodes, d_in))
-        self.register_parameter("b_in", nn.Parameter(torch.empty(trees, nodes)) if bias else None)
-        self.w_out = nn.Parameter(torch.empty(trees, nodes, d_out))
+        shape: tuple[int, int] = (trees, nodes_in_tree(depth))
+        empty = partial(torch.empty, device=device, dtype=dtype)
+        self.w_in = nn.Parameter(empty(*shape, d_in))
+        self.register_parameter("b_in", nn.Parameter(empty(*shape)) if bias else None)
+        self.w_out = nn.Parameter(empty(*shape, d_out))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

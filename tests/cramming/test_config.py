@@ -11,7 +11,6 @@ from hydra.errors import ConfigCompositionException
 from cramming.errors import UserError
 from cramming.model.config import FFNConfig, ModelConfig
 from cramming.train.root import PretrainRoot
-from fff.topology import trained_neurons
 from tests.helpers.composed import composed, options
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,7 +37,7 @@ def test_the_papers_rows_have_the_papers_neurons() -> None:
     assert len(rows) == 13
     for name, row in rows.items():
         ffn = composed("pretrain", f"experiment=crammed_{name.replace('-', '_')}").ffn
-        assert trained_neurons(ffn.tree_count, ffn.depth) == row["neurons"], name
+        assert ffn.settings.neurons_trained == row["neurons"], name
     for width in (3072, 4095):
         assert composed("pretrain", f"experiment=crammed_dense_{width}").ffn.width == width
 
@@ -46,7 +45,7 @@ def test_the_papers_rows_have_the_papers_neurons() -> None:
 def test_the_sweep_keeps_the_neurons_about_equal() -> None:
     for depth in (0, 3, 5, 7, 9):
         ffn = composed("pretrain", "+sweep=family", "ffn.neurons=1023", f"ffn.depth={depth}").ffn
-        assert abs(trained_neurons(ffn.tree_count, depth) - 1023) <= 2**depth
+        assert abs(ffn.settings.neurons_trained - 1023) <= 2**depth
 
 
 def test_unknown_keys_and_values_are_named() -> None:

@@ -8,15 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fff import LeafFFF, PathFFF
+from fff.layers.base import Route
 from fff.topology import walk
-from fff.usage import leaf_counts, measure, usage_entropy
+from fff.usage import measure, unit_counts, usage_entropy
 
 
 def test_figures_worked_out_by_hand() -> None:
     # Depth 2, four tokens: leaves 3, 4, 6, 6 in heap order, so 0, 1, 3, 3.
     nodes = torch.tensor([[0, 1, 3], [0, 1, 4], [0, 2, 6], [0, 2, 6]])[:, None]
     scores = torch.tensor([[-1.0, -2.0, 9.0], [-3.0, 4.0, 9.0], [5.0, 6.0, 9.0], [7.0, 8.0, 9.0]])[:, None]
-    usage = measure(nodes, scores, temperature=1.0)
+    usage = measure(Route.of_path(nodes, scores), temperature=1.0)
     assert usage.leaves.tolist() == [[0], [1], [3], [3]]
     assert usage.counts.tolist() == [[1, 1, 0, 2]]
     assert usage.entropy.tolist() == pytest.approx([1.5])
@@ -40,11 +41,11 @@ def test_counts_sum_to_the_tokens(tokens: int, trees: int, depth: int, seed: int
     generator = torch.Generator().manual_seed(seed)
     scores = torch.randn(tokens, trees, 2 ** (depth + 1) - 1, generator=generator)
     nodes = walk(scores, depth + 1)
-    counts = leaf_counts(nodes, depth)
+    counts = unit_counts(Route.of_path(nodes, nodes))
     assert counts.sum(-1).tolist() == [tokens] * trees
     assert (usage_entropy(counts) >= 0).all()
     assert (usage_entropy(counts) <= depth + 1e-9).all()
-    usage = measure(nodes, scores.gather(-1, nodes))
+    usage = measure(Route.of_path(nodes, scores.gather(-1, nodes)))
     assert torch.equal(usage.counts, counts)
     assert ((usage.imbalance >= 0) & (usage.imbalance <= 1 + 1e-9)).all()
 
@@ -52,12 +53,12 @@ def test_counts_sum_to_the_tokens(tokens: int, trees: int, depth: int, seed: int
 def test_churn_counts_moved_tokens() -> None:
     torch.manual_seed(0)
     layer, x = PathFFF(8, 8, 4, 2), torch.randn(100, 8)
-    before = measure(*layer.path(x))
+    before = measure(layer.route(x))
     assert before.churn(before.leaves).tolist() == [0, 0]
     with torch.no_grad():
         layer.w_in[1, 0].neg_()
         layer.b_in[1, 0].neg_()
-    moved = measure(*layer.path(x)).churn(before.leaves)
+    moved = measure(layer.route(x)).churn(before.leaves)
     assert moved.tolist() == [0, 1]  # everybody crosses the second tree's root
     with pytest.raises(ValueError, match="same tokens"):
         before.churn(before.leaves[:50])
@@ -65,8 +66,8 @@ def test_churn_counts_moved_tokens() -> None:
 
 def test_leaf_layers_are_measured_too() -> None:
     torch.manual_seed(0)
-    usage = measure(*LeafFFF(8, 8, 3, 2).path(torch.randn(50, 8)))
+    usage = measure(LeafFFF(8, 8, 3, 2).route(torch.randn(50, 8)))
     assert usage.counts.shape == (1, 8)
     assert usage.counts.sum() == 50
     with pytest.raises(ValueError, match="at least one token"):
-        measure(torch.zeros(0, 1, 3, dtype=torch.int64), torch.zeros(0, 1, 3))
+        measure(Route.of_path(torch.zeros(0, 1, 3, dtype=torch.int64), torch.zeros(0, 1, 3)))

@@ -11,7 +11,6 @@ from cramming.glue.classifier import load_classifier
 from cramming.glue.tasks import suite_tasks
 from cramming.model import CrammedConfig, CrammedForMaskedLM
 from cramming.model.config import FFNConfig
-from cramming.model.ffn import build_ffn
 from cramming.model.saved import open_pretrained
 from fff import LeafFFF
 from fff.hardening import hardenable, set_hardening
@@ -36,7 +35,7 @@ def model(**changes) -> CrammedForMaskedLM:
 
 
 def test_the_configuration_builds_what_it_says() -> None:
-    layer = build_ffn(settings(master_width=2, activation="relu").specification(), 32)
+    layer = settings(master_width=2, activation="relu").settings.build(32, 32)
     assert isinstance(layer, LeafFFF)
     sizes = (layer.depth, layer.leaf_width, layer.master_width, layer.activation, layer.d_in, layer.d_out)
     assert sizes == (3, 4, 2, "relu", 32, 32)
@@ -95,7 +94,7 @@ def test_the_new_fields_leave_other_layers_names_alone(tmp_path: Path) -> None:
         ({"activation": "gated_gelu"}, "ffn.activation is 'gated_gelu'; leaf takes one of gelu"),
         ({"trees": 2}, "ffn.trees does not belong to ffn=leaf; set ffn.trees=null"),
         ({"bias": False}, "ffn.bias belongs to ffn=path"),
-        ({"kind": "path", "trees": 1}, "belong to ffn=leaf, and ffn.kind is path"),
+        ({"kind": "path", "trees": 1}, "ffn.leaf_width does not belong to ffn=path; set ffn.leaf_width=null"),
     ],
 )
 def test_bad_settings_are_named(changes: dict, message: str) -> None:

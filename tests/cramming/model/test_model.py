@@ -65,7 +65,7 @@ def test_rotary_scores_depend_on_the_distance_alone() -> None:
     rotary = RotaryPositions(16, 8, base=100.0)
     generator = torch.Generator().manual_seed(0)
     q, k = torch.randn(2, 8, generator=generator).unbind()
-    turned_q, turned_k = (rotate(v.expand(16, 8), rotary(16, torch.float32)) for v in (q, k))
+    turned_q, turned_k = (rotate(v.expand(16, 8), rotary(16, torch.zeros(1))) for v in (q, k))
     scores = turned_q @ turned_k.T
     torch.testing.assert_close(scores[1:, 1:], scores[:-1, :-1])
     assert (scores[0] - scores[0, 0]).abs().max() > 0.1
@@ -175,7 +175,7 @@ def test_too_long_and_missing_inputs_are_refused() -> None:
         model()
     with pytest.raises(ValueError, match="does not divide"):
         config(num_attention_heads=5)
-    with pytest.raises(ValueError, match="'sinusoidal' nor 'rotary'"):
+    with pytest.raises(ValueError, match="positions is 'learned'; choose one of sinusoidal, rotary"):
         config(positions="learned")
 
 
