@@ -11,14 +11,14 @@ ROOT = Path(__file__).parents[1]
 # Rooms from the ground up; those of one floor may not see one another. A file takes the longest name that fits it.
 FLOORS = {
     "fff": (
-        ("fff.activations", "fff.topology"),
-        ("fff.decisions", "fff.losses", "fff.reference"),
+        ("fff.activations", "fff.topology", "fff.unsaved"),
+        ("fff.decisions", "fff.reference"),
+        ("fff.losses",),
         ("fff.kernels",),
-        ("fff.hardening",),
         ("fff.layers.base", "fff.layers.operands"),
         ("fff.layers", "fff.rivals"),
         ("fff",),  # the package's own page
-        ("fff.feedforward", "fff.testing"),
+        ("fff.feedforward", "fff.hardening", "fff.testing"),
         ("fff.usage", "fff.regions"),
         ("fff.surgery", "fff.export", "fff.store"),
     ),
