@@ -4,8 +4,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from fff.feedforward import settings_from
-
+from .needed import settings_from
 from .sizes import check_sizes
 
 

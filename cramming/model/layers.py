@@ -4,13 +4,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules import module as torch_module
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from fff.feedforward import settings_from
-from fff.layers.base import Feedforward
-from fff.unsaved import Unsaved
-
 from .configuration import CrammedConfig
+from .needed import Feedforward, Unsaved, settings_from
 from .positions import Rotation, rotate, sinusoid_table
 
 
@@ -28,14 +26,21 @@ class CrammedEmbedding(Unsaved):
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
-        """Embed tokens (B, S), or add positions to given vectors (B, S, H)."""
+    def forward(
+        self,
+        input_ids: torch.Tensor | None,
+        inputs_embeds: torch.Tensor | None,
+        position_ids: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Embed tokens (B, S), or add positions, (B, S) or counted from 0, to given vectors (B, S, H)."""
         x = self.words(input_ids) if inputs_embeds is None else inputs_embeds
         length = x.shape[1]
         if length > self.longest:
             raise ValueError(f"The input has {length} tokens; the model takes {self.longest} at most.")
         if self.position_scale is not None:
-            x = x + self.position_scale * self.unsaved("positions", x.device)[:length].to(self.position_scale.dtype)
+            table = self.unsaved("positions", x.device)
+            places = table[:length] if position_ids is None else table[position_ids]
+            x = x + self.position_scale * places.to(self.position_scale.dtype)
         return self.dropout(self.norm(x))
 
 
@@ -52,24 +57,31 @@ class CrammedAttention(nn.Module):
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
         self.out = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
-    def forward(self, x: torch.Tensor, mask: torch.Tensor | None, rotation: Rotation | None) -> torch.Tensor:
-        """Mix the tokens of x (B, S, H)."""
+    def forward(
+        self, x: torch.Tensor, mask: torch.Tensor | None, rotation: Rotation | None, look: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Mix the tokens of x (B, S, H); with `look` also the weights (B, heads, S, S), written out."""
         B, S, H = x.shape
         q, k, v = self.qkv(x).view(B, S, 3, -1, self.head_dim).permute(2, 0, 3, 1, 4)
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
-        mixed, _ = attend(self, q, k, v, mask, dropout=0.0, scaling=self.scaling)
-        return self.out(mixed.reshape(B, S, H))
+        attend = eager_attention
+        if not look:
+            attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        mixed, weights = attend(self, q, k, v, mask, dropout=0.0, scaling=self.scaling)
+        return self.out(mixed.reshape(B, S, H)), weights
 
 
 def eager_attention(
     module: nn.Module, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, **options: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention written out, for `attn_implementation="eager"`; q, k, v (B, heads, S, head), mask added to scores."""
+    """Attention written out, for `attn_implementation="eager"` or to look at its weights.
+
+    q, k, v (B, heads, S, head); mask is added to the scores, or bool, True where a token may look.
+    """
     scores = (q @ k.transpose(-1, -2)) * options["scaling"]
     if mask is not None:
-        scores = scores + mask
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min) if mask.dtype == torch.bool else scores + mask
     weights = scores.softmax(-1, dtype=torch.float32).to(q.dtype)
     return (weights @ v).transpose(1, 2), weights
 
@@ -86,12 +98,18 @@ class CrammedBlock(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(
-        self, x: torch.Tensor, mask: torch.Tensor | None, rotation: Rotation | None
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Apply both branches to x (B, S, H); beside it the feedforward's auxiliary losses, none in evaluation."""
-        x = x + self.dropout(self.attention(self.attention_norm(x), mask, rotation))
+        self, x: torch.Tensor, mask: torch.Tensor | None, rotation: Rotation | None, look: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor | None, dict[str, torch.Tensor]]:
+        """Apply both branches to x (B, S, H).
+
+        Returns:
+            The sum; attention's weights (B, heads, S, S) with `look`; the feedforward's auxiliary losses, none in
+            evaluation.
+        """
+        mixed, weights = self.attention(self.attention_norm(x), mask, rotation, look)
+        x = x + self.dropout(mixed)
         if self.ffn is None or self.ffn_norm is None:
-            return x, {}
+            return x, weights, {}
         normed, ffn = self.ffn_norm(x), self.ffn
         losses: dict[str, torch.Tensor] = {}
         if isinstance(ffn, Feedforward) and ffn.training and ffn.losses:
@@ -100,4 +118,11 @@ class CrammedBlock(nn.Module):
             y = ffn(normed)
         y = self.dropout(y)
         # This x is the block's own. A new tensor of many tokens costs more than the sum: the system clears its pages.
-        return (x + y if torch.is_grad_enabled() else x.add_(y)), losses
+        in_place = not (torch.is_grad_enabled() or _watched(self.ffn_norm))
+        return (x.add_(y) if in_place else x + y), weights, losses
+
+
+def _watched(module: nn.Module) -> bool:
+    """Whether a hook sees, and may keep, what the module is given."""
+    everywhere = torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks
+    return bool(module._forward_hooks or module._forward_pre_hooks or everywhere)

@@ -1,113 +1,18 @@
-"""The crammed BERT as native transformers classes: encoder, MLM, classification. Not its training."""
+"""The crammed BERT's heads as native transformers classes: MLM, classification. Not the encoder, nor their training."""
 
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
-from transformers import initialization as init
-from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from fff.layers.base import Feedforward
-from fff.unsaved import Unsaved
-
 from .configuration import CrammedConfig
-from .layers import CrammedBlock, CrammedEmbedding
-from .outputs import CrammedMaskedLMOutput, CrammedOutput
-from .positions import RotaryPositions
+from .encoder import CrammedModel, CrammedPreTrainedModel, wants_dict
+from .losses import IGNORED, classification_loss, cross_entropy, problem_of
+from .needed import Feedforward, Unsaved
+from .outputs import CrammedMaskedLMOutput
 
-IGNORED = -100  # label of a position without a prediction, as everywhere in transformers
-
-
-class CrammedPreTrainedModel(PreTrainedModel):
-    """What the crammed models share: configuration class, initialisation, attention back ends."""
-
-    config_class = CrammedConfig
-    base_model_prefix = "model"
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_attention_backend = True
-    _no_split_modules = ["CrammedBlock"]  # noqa: RUF012 (read by transformers)
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        """N(0, initializer_range) for every weight, FFF nodes included, as the published models were trained."""
-        std = self.config.initializer_range
-        if isinstance(module, nn.Linear | nn.Embedding):
-            init.normal_(module.weight, mean=0.0, std=std)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                init.zeros_(module.bias)
-        elif isinstance(module, nn.LayerNorm):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
-        elif isinstance(module, Feedforward):
-            module.init_weights(std, init)
-        elif isinstance(module, CrammedEmbedding) and module.position_scale is not None:
-            init.constant_(module.position_scale, self.config.hidden_size**-0.5)
-
-
-class CrammedModel(CrammedPreTrainedModel):
-    """The encoder. Returns the normalised last hidden state (B, S, H)."""
-
-    def __init__(self, config: CrammedConfig) -> None:
-        super().__init__(config)
-        self.embedding = CrammedEmbedding(config)
-        head_dim = config.hidden_size // config.num_attention_heads
-        self.rotary = None
-        if config.positions == "rotary":
-            self.rotary = RotaryPositions(config.max_position_embeddings, head_dim, config.rotary_base)
-        self.blocks = nn.ModuleList(CrammedBlock(config) for _ in range(config.num_hidden_layers))
-        self.final_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The word embedding."""
-        return self.embedding.words
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the word embedding."""
-        self.embedding.words = value  # type: ignore[assignment]
-
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-        **kwargs: Any,
-    ) -> CrammedOutput | tuple:
-        """Encode tokens.
-
-        Args:
-            input_ids: (B, S) int64, or give `inputs_embeds` (B, S, H) instead.
-            attention_mask: (B, S), 1 for tokens and 0 for padding; None when nothing is padded.
-
-        Raises:
-            ValueError: S exceeds max_position_embeddings, or not exactly one kind of input is given.
-        """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Give exactly one of input_ids and inputs_embeds.")
-        x = self.embedding(input_ids, inputs_embeds)
-        mask = None  # some versions of transformers would build a full one while torch.compile traces
-        if attention_mask is not None:
-            mask = create_bidirectional_mask(config=self.config, inputs_embeds=x, attention_mask=attention_mask)
-        rotation = self.rotary(x.shape[1], x) if self.rotary is not None else None
-        keep = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        states, losses = [x], []
-        for block in self.blocks:
-            x, found = block(x, mask, rotation)
-            losses.append(found)
-            if keep:
-                states.append(x)
-        x = self.final_norm(x)
-        output = CrammedOutput(
-            last_hidden_state=x,
-            hidden_states=tuple(states) if keep else None,
-            auxiliary_losses=_mean_over_layers(losses),
-        )
-        return output if _wants_dict(self.config, return_dict) else output.to_tuple()
+__all__ = ["CrammedForMaskedLM", "CrammedForSequenceClassification", "CrammedModel"]
 
 
 class CrammedForMaskedLM(CrammedPreTrainedModel, Unsaved):
@@ -153,9 +58,9 @@ class CrammedForMaskedLM(CrammedPreTrainedModel, Unsaved):
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         masked_positions: torch.Tensor | None = None,
-        output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         with_logits: bool = True,
+        num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs: Any,
     ) -> CrammedMaskedLMOutput | tuple:
         """Predict masked tokens.
@@ -166,6 +71,9 @@ class CrammedForMaskedLM(CrammedPreTrainedModel, Unsaved):
                 synchronisation with the device.
             with_logits: False leaves them out of the output. Pretraining needs the loss alone, and 4096 predictions of
                 32768 tokens are half a gigabyte in float32.
+            num_items_in_batch: labelled tokens of the whole batch of which this is a part (transformers' Trainer gives
+                it where it accumulates gradients): the loss is this part's sum divided by it.
+            kwargs: as the encoder's.
 
         Returns:
             logits (B, S, V); (B, K, V) with `masked_positions`; (labelled tokens, V) when training with labels and
@@ -173,9 +81,7 @@ class CrammedForMaskedLM(CrammedPreTrainedModel, Unsaved):
             layers have auxiliary losses (`fff.hardening`), `auxiliary_losses` names them (means over layers) and
             `aux_loss`, their sum weighted by `auxiliary_weights`, is part of `loss`.
         """
-        encoded = self.model(
-            input_ids, attention_mask, inputs_embeds, output_hidden_states=output_hidden_states, return_dict=True
-        )
+        encoded = self.model(input_ids, attention_mask, inputs_embeds, return_dict=True, **kwargs)
         x = encoded.last_hidden_state
         if masked_positions is not None:
             x = x.gather(1, masked_positions[..., None].expand(-1, -1, x.shape[-1]))
@@ -185,33 +91,57 @@ class CrammedForMaskedLM(CrammedPreTrainedModel, Unsaved):
         logits = self.decoder(x)
         loss = None
         if labels is not None:
-            loss = nn.functional.cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORED)
+            loss = cross_entropy(logits.flatten(0, -2), labels.flatten(), num_items_in_batch)
         aux_loss = None
         if losses := encoded.auxiliary_losses:
             weights = zip(self.auxiliary_weights, self.loss_names, strict=True)
             aux_loss = sum(w * losses[name] for w, name in weights if name in losses)
+            if num_items_in_batch is not None and labels is not None:
+                aux_loss = aux_loss * (labels != IGNORED).sum() / num_items_in_batch
             loss = loss + aux_loss if loss is not None else None
         output = CrammedMaskedLMOutput(
             loss=loss,
             logits=logits if with_logits else None,
             hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
             aux_loss=aux_loss,
             auxiliary_losses=losses,
         )
-        return output if _wants_dict(self.config, return_dict) else output.to_tuple()
+        return output if wants_dict(self.config, return_dict) else output.to_tuple()
+
+
+class ClassificationHead(nn.Module):
+    """The authors' head on the first token: Linear, tanh, dropout, Linear. One module, which PEFT trains and saves."""
+
+    def __init__(self, config: CrammedConfig, labels: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.classifier_size)
+        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.out_proj = nn.Linear(config.classifier_size, labels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Hidden states (B, S, H) -> logits (B, labels)."""
+        return self.out_proj(self.dropout(torch.tanh(self.dense(x[:, 0]))))
+
+
+# Names of the head's weights in folders of before, which two modules had.
+FORMER_HEAD = {r"^pooler\.": "classifier.dense.", r"^classifier\.(weight|bias)$": r"classifier.out_proj.\1"}
 
 
 class CrammedForSequenceClassification(CrammedPreTrainedModel):
-    """The encoder with the authors' head on the first token: Linear, tanh, dropout, Linear."""
+    """The encoder with a classification head."""
 
     def __init__(self, config: CrammedConfig) -> None:
         super().__init__(config)
         self.num_labels = int(config.num_labels or 1)
         self.model = CrammedModel(config)
-        self.pooler = nn.Linear(config.hidden_size, config.classifier_size)
-        self.dropout = nn.Dropout(config.classifier_dropout)
-        self.classifier = nn.Linear(config.classifier_size, self.num_labels)
+        self.classifier = ClassificationHead(config, self.num_labels)
         self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, *arguments: Any, **settings: Any) -> Any:
+        """As transformers does it, also from folders whose head has its former names."""
+        return super().from_pretrained(*arguments, **{"key_mapping": FORMER_HEAD, **settings})
 
     def forward(
         self,
@@ -219,39 +149,30 @@ class CrammedForSequenceClassification(CrammedPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-        output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs: Any,
     ) -> SequenceClassifierOutput | tuple:
         """Classify or score whole inputs.
 
         Args:
-            labels: (B,) class numbers, or float targets when config.problem_type is "regression" or num_labels is 1.
+            labels: (B,) class numbers; (B,) or (B, num_labels) numbers for regression; (B, num_labels) 0 or 1 for
+                several classes at once. `config.problem_type` says which; without it, as BERT: regression where
+                num_labels is 1, one class where labels are whole numbers, several otherwise.
+            num_items_in_batch: labels of the whole batch of which this is a part, see `CrammedForMaskedLM.forward`.
+            kwargs: as the encoder's.
 
         Returns:
-            logits (B, num_labels) and, with labels, cross-entropy (nats) or mean squared error.
+            logits (B, num_labels) and, with labels, cross-entropy (nats; over classes, or of each class by itself) or
+            mean squared error.
         """
-        encoded = self.model(
-            input_ids, attention_mask, inputs_embeds, output_hidden_states=output_hidden_states, return_dict=True
-        )
-        first_token = encoded.last_hidden_state[:, 0]
-        logits = self.classifier(self.dropout(torch.tanh(self.pooler(first_token))))
+        encoded = self.model(input_ids, attention_mask, inputs_embeds, return_dict=True, **kwargs)
+        logits = self.classifier(encoded.last_hidden_state)
         loss = None
         if labels is not None:
-            loss = self._loss(logits.float(), labels)
-        output = SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=encoded.hidden_states)
-        return output if _wants_dict(self.config, return_dict) else output.to_tuple()
-
-    def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        if self.config.problem_type == "regression" or self.num_labels == 1:
-            return nn.functional.mse_loss(logits.squeeze(-1), labels.to(logits.dtype).view(logits.squeeze(-1).shape))
-        return nn.functional.cross_entropy(logits, labels.view(-1))
-
-
-def _mean_over_layers(losses: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor] | None:
-    found = [layer for layer in losses if layer]
-    return {name: torch.stack([layer[name] for layer in found]).mean() for name in found[0]} if found else None
-
-
-def _wants_dict(config: PreTrainedConfig, return_dict: bool | None) -> bool:
-    return bool(getattr(config, "return_dict", True) if return_dict is None else return_dict)
+            problem = self.config.problem_type or problem_of(self.num_labels, labels)
+            loss = classification_loss(problem, logits, labels, num_items_in_batch)
+        output = SequenceClassifierOutput(
+            loss=loss, logits=logits, hidden_states=encoded.hidden_states, attentions=encoded.attentions
+        )
+        return output if wants_dict(self.config, return_dict) else output.to_tuple()

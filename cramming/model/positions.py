@@ -5,9 +5,9 @@ import math
 import torch
 from torch import Tensor
 
-from fff.unsaved import Unsaved
+from .needed import Unsaved
 
-Rotation = tuple[Tensor, Tensor]  # cosines and sines, both (S, head / 2)
+Rotation = tuple[Tensor, Tensor]  # cosines and sines, both (S, head / 2) or (B, 1, S, head / 2)
 
 
 def sinusoid_table(length: int, width: int) -> Tensor:
@@ -42,7 +42,10 @@ class RotaryPositions(Unsaved):
         self.keep("cos", angles.cos())
         self.keep("sin", angles.sin())
 
-    def forward(self, length: int, x: Tensor) -> Rotation:
-        """The rotation of positions 0 to length - 1, on x's device and in its dtype."""
-        cos, sin = (self.unsaved(name, x.device)[:length].to(x.dtype) for name in ("cos", "sin"))
+    def forward(self, length: int, x: Tensor, position_ids: Tensor | None = None) -> Rotation:
+        """The rotation of positions 0 to length - 1, or of `position_ids` (B, S), on x's device and in its dtype."""
+        tables = (self.unsaved(name, x.device) for name in ("cos", "sin"))
+        # Given positions are the same for all heads, whose dimension stands before theirs.
+        chosen = (table[:length] if position_ids is None else table[position_ids].unsqueeze(1) for table in tables)
+        cos, sin = (table.to(x.dtype) for table in chosen)
         return cos, sin

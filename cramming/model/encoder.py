@@ -1,0 +1,135 @@
+"""The crammed BERT's encoder as a transformers class, and what all its models share. Not the heads (modeling.py)."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.masking_utils import create_bidirectional_mask
+
+from .arguments import refuse_segments, refuse_unknown
+from .configuration import CrammedConfig
+from .layers import CrammedBlock, CrammedEmbedding
+from .needed import Feedforward
+from .outputs import CrammedOutput
+from .positions import RotaryPositions
+from .remote import carry_code
+
+
+class CrammedPreTrainedModel(PreTrainedModel):
+    """What the crammed models share: configuration class, initialisation, attention back ends."""
+
+    config_class = CrammedConfig
+    base_model_prefix = "model"
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+    _no_split_modules = ["CrammedBlock"]  # noqa: RUF012 (read by transformers)
+
+    def save_pretrained(self, save_directory: Any, *arguments: Any, **settings: Any) -> Any:
+        """As transformers does it; with the code of all heads, so that any Auto class loads the folder."""
+        self.config.auto_map = carry_code(Path(save_directory))
+        return super().save_pretrained(save_directory, *arguments, **settings)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """N(0, initializer_range) for every weight, FFF nodes included, as the published models were trained."""
+        std = self.config.initializer_range
+        if isinstance(module, nn.Linear | nn.Embedding):
+            init.normal_(module.weight, mean=0.0, std=std)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, Feedforward):
+            module.init_weights(std, init)
+        elif isinstance(module, CrammedEmbedding) and module.position_scale is not None:
+            init.constant_(module.position_scale, self.config.hidden_size**-0.5)
+
+
+class CrammedModel(CrammedPreTrainedModel):
+    """The encoder. Returns the normalised last hidden state (B, S, H)."""
+
+    def __init__(self, config: CrammedConfig) -> None:
+        super().__init__(config)
+        self.embedding = CrammedEmbedding(config)
+        head_dim = config.hidden_size // config.num_attention_heads
+        self.rotary = None
+        if config.positions == "rotary":
+            self.rotary = RotaryPositions(config.max_position_embeddings, head_dim, config.rotary_base)
+        self.blocks = nn.ModuleList(CrammedBlock(config) for _ in range(config.num_hidden_layers))
+        self.final_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The word embedding."""
+        return self.embedding.words
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the word embedding."""
+        self.embedding.words = value  # type: ignore[assignment]
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> CrammedOutput | tuple:
+        """Encode tokens.
+
+        Args:
+            input_ids: (B, S) int64, or give `inputs_embeds` (B, S, H) instead.
+            attention_mask: (B, S), 1 for tokens and 0 for padding; None when nothing is padded.
+            position_ids: (B, S) or (1, S) int64, below max_position_embeddings; None counts from 0.
+            token_type_ids: zeros: the model knows no segments.
+            output_attentions: also `attentions`, per block (B, heads, S, S); it is then computed written out.
+            output_hidden_states: also `hidden_states`: the embedding, then each block's output, the last normalised.
+
+        Raises:
+            ValueError: S exceeds max_position_embeddings, not exactly one kind of input is given, or a segment is.
+            TypeError: an argument that the model does not know.
+        """
+        refuse_unknown(type(self).__name__, kwargs)
+        refuse_segments(token_type_ids)
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give exactly one of input_ids and inputs_embeds.")
+        x = self.embedding(input_ids, inputs_embeds, position_ids)
+        mask = None  # some versions of transformers would build a full one while torch.compile traces
+        if attention_mask is not None:
+            mask = create_bidirectional_mask(config=self.config, inputs_embeds=x, attention_mask=attention_mask)
+        rotation = self.rotary(x.shape[1], x, position_ids) if self.rotary is not None else None
+        keep = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        look = self.config.output_attentions if output_attentions is None else output_attentions
+        states, looked, losses = [], [], []
+        for block in self.blocks:
+            states += [x] if keep else []
+            x, weights, found = block(x, mask, rotation, look)
+            looked.append(weights)
+            losses.append(found)
+        x = self.final_norm(x)
+        output = CrammedOutput(
+            last_hidden_state=x,
+            hidden_states=(*states, x) if keep else None,
+            attentions=tuple(looked) if look else None,
+            auxiliary_losses=_mean_over_layers(losses),
+        )
+        return output if wants_dict(self.config, return_dict) else output.to_tuple()
+
+
+def _mean_over_layers(losses: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor] | None:
+    found = [layer for layer in losses if layer]
+    return {name: torch.stack([layer[name] for layer in found]).mean() for name in found[0]} if found else None
+
+
+def wants_dict(config: PreTrainedConfig, return_dict: bool | None) -> bool:
+    """Whether a forward pass returns an output object, by its argument or else the configuration."""
+    return bool(getattr(config, "return_dict", True) if return_dict is None else return_dict)
