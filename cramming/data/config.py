@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from cramming.errors import UserError
+from cramming.files import checked_name
 
 SOURCES = ("docs", "text", "hub", "readymade")
 ORDERS = ("random", "length")
@@ -67,8 +68,7 @@ class DataConfig:
             raise UserError(f"data.source is {self.source!r}; use one of {', '.join(SOURCES)}.")
         if self.order not in ORDERS:
             raise UserError(f"data.order is {self.order!r}; use one of {', '.join(ORDERS)}.")
-        if not self.name or any(letter in self.name for letter in "/\\ "):
-            raise UserError(f"data.name is {self.name!r}; it names a folder: use letters, digits, - and _.")
+        checked_name(self.name, "data.name")
         self._check_numbers()
         if self.source == "hub" and not self.hub:
             raise UserError("data.hub is empty; data.source=hub needs at least one data set with its id.")

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from cramming.data.config import DataConfig
-from cramming.files import read_json, short_hash
+from cramming.errors import UserError
+from cramming.files import read_json, short_hash, write_json
 from cramming.glue.config import GlueConfig
 from cramming.glue.root import GlueRoot
 from cramming.images.config import ImagesConfig, Row
@@ -18,6 +19,7 @@ from cramming.record import private
 from cramming.runs import Keys, essence, listed
 from cramming.train.config import TrainConfig
 from cramming.train.hardening import HardeningConfig, Ramp
+from cramming.train.order import read_order, write_order
 from cramming.train.root import COSMETIC, PretrainRoot
 from cramming.values import build
 
@@ -153,3 +155,34 @@ def test_a_run_on_a_path_that_its_name_told_is_found(tmp_path: Path) -> None:
     former = mine.names[1]
     (tmp_path / "runs" / former.run).mkdir(parents=True)
     assert replace(mine).run_name == former.run
+
+
+@pytest.mark.parametrize("changes", [{"experiment": "../../../x"}, {"experiment": "a/b"}, {"experiment": "x" * 200}])
+def test_an_experiment_names_no_other_place(changes: dict) -> None:
+    with pytest.raises(UserError, match="cannot name files"):
+        root(**changes)
+
+
+@pytest.mark.parametrize("name", ["../x", "..", "", ".hidden", "a b", "x" * 200])
+def test_data_name_no_other_place(name: str) -> None:
+    with pytest.raises(UserError, match=r"data\.name: .*cannot name files"):
+        DataConfig(name=name)
+
+
+@pytest.mark.parametrize(
+    ("group", "key", "value"),
+    [
+        (None, "experiment", "../../../x"),
+        (None, "seed", "../../../x"),
+        ("ffn", "trees", "../../../x"),
+        ("ffn", "depth", "/x"),
+        ("data", "name", "../../../x"),
+    ],
+)
+def test_an_order_from_elsewhere_writes_nowhere_else(tmp_path: Path, group: str | None, key: str, value: str) -> None:
+    path = write_order(root(), tmp_path / "data", tmp_path)
+    order = read_json(path)
+    (order["config"][group] if group else order["config"])[key] = value
+    write_json(path, order)
+    with pytest.raises(UserError, match=rf"{path.name}|cannot name files|ffn\."):
+        read_order(path)
