@@ -2,23 +2,26 @@
 
 import contextlib
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from torch import nn
 
+from bench.made_up import MadeUpData, MadeUpTokens
 from bench.timing import figures, interleaved
-from cramming.data.loader import Microbatch
+from cramming.data.loader import Sequences
 from cramming.machine import describe, extra_memory_mb, peak_flops, this_device
 from cramming.model import CrammedConfig, CrammedForMaskedLM
-from cramming.model.flops import training_flops
-from cramming.parallel.world import make_accelerator
-from cramming.train.compiled import begin_pass, clear_gradients, compiled, warm_up
+from cramming.model.config import FFNConfig, ModelConfig
+from cramming.objectives.masked import MaskedBatch
+from cramming.parallel.world import World, open_world
+from cramming.train.assemble import Parts, assemble
+from cramming.train.compiled import compiled
 from cramming.train.config import TrainConfig
-from cramming.train.optim import build_optimiser
+from cramming.train.loop import Trainer
+from cramming.train.root import PretrainRoot
 
 FEEDFORWARDS: dict[str, dict[str, Any]] = {
     "dense 3072": {"kind": "dense", "width": 3072, "activation": "gelu"},
@@ -98,12 +101,12 @@ def encoder(feedforward: str | dict[str, Any], scale: Scale) -> CrammedForMasked
     return model.to(scale.device)
 
 
-def microbatch(scale: Scale, sequences: int) -> Microbatch:
+def microbatch(scale: Scale, sequences: int) -> MaskedBatch:
     """Random tokens, of which the same number is predicted in each sequence."""
     torch.manual_seed(0)
     ids = torch.randint(5, scale.vocab_size, (sequences, scale.length))
     places = torch.stack([torch.randperm(scale.length)[: scale.predicted].sort().values for _ in ids])
-    return Microbatch(ids, places, ids.gather(1, places)).to(scale.device)
+    return MaskedBatch(ids, places, ids.gather(1, places)).to(scale.device)
 
 
 def inference(
@@ -121,39 +124,45 @@ def inference(
     return run
 
 
-def train_config(scale: Scale, mode: str) -> TrainConfig:
-    """The recipe's, run as `mode` says."""
-    chosen = {} if mode == EAGER else {"compile": True, "compile_mode": mode}
-    return TrainConfig(budget_steps=1, precision=scale.precision, **chosen)  # type: ignore[arg-type]
+def train_config(scale: Scale, mode: str, **more: Any) -> TrainConfig:
+    """The recipe's, at one microbatch per step, run as `mode` says."""
+    chosen = {"microbatch": scale.microbatch, "batch": scale.microbatch, "batch_ramp": 0.0, **more}
+    if mode != EAGER:
+        chosen |= {"compile": True, "compile_mode": mode}
+    if "budget_hours" not in more:
+        chosen |= {"budget_steps": 1}
+    return TrainConfig(precision=scale.precision, **chosen)
+
+
+def pretraining(
+    feedforward: str, scale: Scale, config: TrainConfig, world: World, tokens: Sequences | None = None
+) -> Parts:
+    """What trains in a run of the product, on made-up tokens."""
+    size = ModelConfig(hidden_size=scale.hidden_size, layers=scale.layers, heads=scale.heads)
+    root = PretrainRoot(model=size, ffn=FFNConfig(**FEEDFORWARDS[feedforward]), train=config)
+    data = MadeUpData(
+        MadeUpTokens(scale.vocab_size, scale.length) if tokens is None else tokens, scale.vocab_size, scale.length
+    )
+    return assemble(root, data, world)
 
 
 class PretrainingStep:
-    """One update as the training loop does it: forward, backward, clipping, AdamW, on one microbatch."""
+    """One update of the training loop, on one microbatch: forward, backward, clipping, AdamW."""
 
-    def __init__(self, model: CrammedForMaskedLM, scale: Scale, mode: str, accelerator: Accelerator) -> None:
-        self.config, self.accelerator = train_config(scale, mode), accelerator
-        self.flops = training_flops(model.config, scale.length, scale.predicted)
-        self.batch = microbatch(scale, scale.microbatch)
-        prepared, self.optimiser = accelerator.prepare(model, build_optimiser(model, self.config, scale.device))
-        self.model: nn.Module = compiled(prepared, self.config)
-        warm_up(self.model, model, self.optimiser, accelerator, self.config, self.batch, evaluation=False)
+    def __init__(self, feedforward: str, scale: Scale, mode: str, world: World) -> None:
+        parts = pretraining(feedforward, scale, train_config(scale, mode), world)
+        parts.warm_up(evaluation=False)
+        self.flops = parts.flops
+        self.trainer = Trainer(parts, itertools.repeat(microbatch(scale, scale.microbatch)), [])
+        self.loss = torch.zeros((), device=world.device)
 
     def __call__(self, turn: int) -> None:
         """Run it."""
-        b = self.batch
-        clear_gradients(self.model, self.optimiser, self.config)
-        self.model.train()
-        begin_pass(self.config)
-        output = self.model(
-            input_ids=b.input_ids, masked_positions=b.masked_positions, labels=b.labels, with_logits=False
-        )
-        self.accelerator.backward(output.loss)
-        self.update(turn)
+        self.trainer.step()
 
     def update(self, turn: int) -> None:
         """Clip and update: passes over all parameters, whichever rows of them the tokens visited."""
-        self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip)
-        self.optimiser.step()
+        self.trainer.update(self.loss, self.trainer.config.lr)
 
 
 def measure_inference(scale: Scale, sequences: int) -> list[dict[str, Any]]:
@@ -172,10 +181,10 @@ def measure_inference(scale: Scale, sequences: int) -> list[dict[str, Any]]:
 
 def measure_training(scale: Scale) -> list[dict[str, Any]]:
     """Rows of the pretraining step (tokens/s, FLOP utilisation, memory beside weights), and of its update alone."""
-    accelerator = make_accelerator("precision", scale.precision, cpu=scale.device.type == "cpu")
+    world = open_world("precision", scale.precision, cpu=scale.device.type == "cpu")
     with many_graphs():
         calls = {
-            (name, mode): PretrainingStep(encoder(name, scale), scale, mode, accelerator)
+            (name, mode): PretrainingStep(name, scale, mode, world)
             for name in scale.feedforwards
             for mode in scale.training
         }
@@ -190,7 +199,7 @@ def measure_training(scale: Scale) -> list[dict[str, Any]]:
         if scale.device.type == "cuda":
             call = calls[row["ffn"], row["mode"]]
             row["step_memory_gb"] = extra_memory_mb(functools.partial(call, 0), scale.device) / 1e3
-    accelerator.free_memory()
+    world.free()
     return rows + updates
 
 

@@ -49,8 +49,8 @@ DOORS = {
     "omegaconf": ("cramming.config",),
     "accelerate": ("cramming.parallel",),
     "torch.distributed": ("cramming.parallel",),
-    "wandb": ("cramming.train.tracking", "cramming.train.usage"),
-    "matplotlib": ("cramming.report.curves", "cramming.report.figures", "cramming.train.usage"),
+    "wandb": ("cramming.train.tracking",),
+    "matplotlib": ("cramming.report.curves", "cramming.report.figures", "cramming.train.pictures"),
     "datasets": ("cramming.data.sources", "cramming.data.readymade", "cramming.glue", "cramming.images.data"),
     "evaluate": ("cramming.glue.metrics",),
 }
@@ -60,12 +60,6 @@ FFF_TAKES = ("torch", "triton")  # beside the standard library
 STILL: set[tuple[str, str]] = {
     ("cramming.glue.finetune", "accelerate"),
     ("cramming.glue.suite", "accelerate"),
-    ("cramming.train.build", "accelerate.utils"),
-    ("cramming.train.compiled", "accelerate"),
-    ("cramming.train.loop", "accelerate"),
-    ("cramming.train.run", "accelerate"),
-    ("cramming.train.run", "accelerate.utils"),
-    ("cramming.train.validate", "accelerate"),
 }
 
 

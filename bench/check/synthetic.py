@@ -7,30 +7,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import set_seed
 
-from bench.model import EAGER, Scale, encoder
-from cramming.data.loader import Masker, MicrobatchLoader, SequenceOrder
+from bench.made_up import FIRST_ID, SEQUENCES
+from bench.model import Scale, pretraining, train_config
 from cramming.data.masking import hash_uniform
 from cramming.files import read_json
-from cramming.model.flops import training_flops
-from cramming.parallel.world import make_accelerator
-from cramming.train.checkpoint import TrainState
-from cramming.train.compiled import compiled, warm_up
+from cramming.parallel.world import open_world
 from cramming.train.config import TrainConfig
-from cramming.train.hardening import Hardening, HardeningConfig
-from cramming.train.hooks import FiniteGuard, History, Hook, read_history
-from cramming.train.loop import Trainer
+from cramming.train.history import History, read_history
+from cramming.train.hooks import FiniteGuard
+from cramming.train.loop import Hook, Trainer
 from cramming.train.meter import Meter
-from cramming.train.optim import build_optimiser
 from cramming.train.profiling import Profile
 
 TOPICS, WORDS = 512, 64  # a sequence draws its tokens from one topic's words, by Zipf's law
-FIRST_ID = 7  # after the special tokens
-MASK_ID = 6
 CURVE_POINTS = 60
 SHORTEST_S = 3.0
-SEQUENCES = 1 << 20
 STREAM = 5  # of the hashed numbers, apart from the masks'
 
 
@@ -56,32 +48,15 @@ class TopicTokens:
 
 def settings(scale: Scale, seconds: float) -> TrainConfig:
     """The recipe at one microbatch per step: many steps, because the time is short."""
-    mode = scale.training[0]
-    compiling = {} if mode == EAGER else {"compile": True, "compile_mode": mode}
-    return TrainConfig(
+    return train_config(
+        scale,
+        scale.training[0],
         budget_hours=seconds / 3600,
-        microbatch=scale.microbatch,
-        batch=scale.microbatch,
-        batch_ramp=0.0,
         schedule="linear",
         mask_rate=scale.predicted / scale.length,
-        precision=scale.precision,
         validations=1,
         checkpoints=1,
         profile_steps=4,
-        **compiling,  # type: ignore[arg-type]
-    )
-
-
-def loader(scale: Scale, config: TrainConfig, device: torch.device) -> MicrobatchLoader:
-    """The real loader over made-up tokens."""
-    return MicrobatchLoader(
-        TopicTokens(scale.vocab_size, scale.length),  # type: ignore[arg-type]
-        SequenceOrder(SEQUENCES, 0, shuffled=True),
-        Masker(0, config.mask_rate, scale.vocab_size, MASK_ID),
-        start=0,
-        microbatch=config.microbatch,
-        pin=device.type == "cuda",
     )
 
 
@@ -91,38 +66,32 @@ def pretrain_synthetic(feedforward: str, scale: Scale, seconds: float, folder: P
     Args:
         end: time of `time.perf_counter` at which it should be over, be it sooner; SHORTEST_S are taken however late.
     """
-    set_seed(0)
     torch._dynamo.reset()
     config, started = settings(scale, seconds), time.perf_counter()
-    accelerator = make_accelerator("precision", config.precision, cpu=scale.device.type == "cpu")
-    raw = encoder(feedforward, scale)
-    hardening = Hardening(HardeningConfig(), raw)
-    prepared, optimiser = accelerator.prepare(raw, build_optimiser(raw, config, accelerator.device))
-    model, batches = compiled(prepared, config), loader(scale, config, accelerator.device)
+    world = open_world("precision", config.precision, cpu=scale.device.type == "cpu")
+    parts = pretraining(feedforward, scale, config, world, TopicTokens(scale.vocab_size, scale.length))
     making = time.perf_counter()
-    first = batches._make(0)
+    parts.loader().made(0)
     made = time.perf_counter() - making
-    warm_up(model, raw, optimiser, accelerator, config, first, evaluation=False)
+    parts.warm_up(evaluation=False)
     warmed = time.perf_counter() - started
     left = max(SHORTEST_S, end - time.perf_counter())
-    config = replace(config, budget_hours=min(seconds, left) / 3600)
-    meter = Meter(training_flops(raw.config, scale.length, scale.predicted), accelerator.device)
+    parts.root = replace(parts.root, train=replace(config, budget_hours=min(seconds, left) / 3600))
     profile = Profile(config.profile_steps, folder / "profile.json")
-    history = History(folder / "metrics.jsonl", [], [], meter)
+    history = History(folder / "metrics.jsonl", [], [], Meter(parts.flops, world.device))
     hooks: list[Hook] = [profile.first, FiniteGuard(), history, profile.last]
-    state = TrainState()
     try:
-        Trainer(config, accelerator, model, raw, optimiser, batches, state, hooks, hardening).train()
+        with parts.loader() as batches:
+            Trainer(parts, batches, hooks).train()
     finally:
-        batches.close()
-        accelerator.free_memory()
+        world.free()
     result = figures(read_history(folder / "metrics.jsonl"))
     found = read_json(folder / "profile.json") if (folder / "profile.json").exists() else None
     return {
         "ffn": feedforward,
-        "steps": state.step,
-        "tokens": state.tokens,
-        "seconds": state.seconds,
+        "steps": parts.state.step,
+        "tokens": parts.state.tokens,
+        "seconds": parts.state.seconds,
         "warm_up_s": warmed,
         "host_s_per_microbatch": made,
         **result,

@@ -1,15 +1,14 @@
-"""Microbatches of masked sequences from any position of a run, shared by several processes. Not shards or masks."""
+"""Microbatches of sequences from any position of a run, shared by several processes. Not what a batch is."""
 
 import queue
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Generic, Protocol, Self, TypeVar
 
 import numpy as np
-import torch
 
-from cramming.data.masking import hash_uniform, mask_tokens
-from cramming.data.shards import TokenShards
+from cramming.data.masking import hash_uniform
 
 ROUNDS = 4  # of the Feistel network; 4 give a pseudorandom permutation (Luby and Rackoff 1988)
 
@@ -45,50 +44,40 @@ class SequenceOrder:
         return (left << bits) | right
 
 
-@dataclass(frozen=True)
-class Microbatch:
-    """Model inputs of one microbatch: input_ids (m, S), masked_positions (m, K), labels (m, K), all int64."""
+class Pinnable(Protocol):
+    """A microbatch, as an objective makes it."""
 
-    input_ids: torch.Tensor
-    masked_positions: torch.Tensor
-    labels: torch.Tensor
-
-    def to(self, device: torch.device) -> "Microbatch":
-        """Move to a device; asynchronous from pinned memory."""
-        moved = (t.to(device, non_blocking=True) for t in (self.input_ids, self.masked_positions, self.labels))
-        return Microbatch(*moved)
+    def pinned(self) -> Self: ...  # noqa: D102
 
 
-@dataclass(frozen=True)
-class Masker:
-    """The settings of `mask_tokens` that stay the same over a run."""
+class Sequences(Protocol):
+    """Numbered token sequences, as `cramming.data.shards.TokenShards` holds them."""
 
-    seed: int
-    rate: float
-    vocab_size: int
-    mask_id: int
+    def __len__(self) -> int: ...
 
-    def __call__(self, sequences: np.ndarray, positions: np.ndarray, *, pin: bool = False) -> Microbatch:
-        """Mask sequences (m, S) at run positions (m,)."""
-        arrays = mask_tokens(
-            sequences, positions, seed=self.seed, rate=self.rate, vocab_size=self.vocab_size, mask_id=self.mask_id
-        )
-        tensors = [torch.from_numpy(a) for a in arrays]
-        return Microbatch(*(t.pin_memory() if pin else t for t in tensors))
+    def take(self, indices: np.ndarray, /) -> np.ndarray:
+        """(n, S) int64 of the sequences numbered `indices` (n,)."""
+        ...
 
 
-class MicrobatchLoader:
-    """Endless microbatches of one process, made ahead by a thread.
+Batch = TypeVar("Batch", bound=Pinnable)
+
+
+class MicrobatchLoader(Generic[Batch]):
+    """Endless microbatches of one process, made ahead by a thread; as a context it stops the thread at its end.
 
     Microbatch number j of process r holds run positions start + (j * processes + r) * microbatch and the next
     microbatch - 1 ones: together the processes read what one process would.
+
+    Args:
+        make: makes a microbatch from token sequences (m, S) int64 and their run positions (m,).
     """
 
     def __init__(
         self,
-        shards: TokenShards,
+        shards: Sequences,
         order: SequenceOrder,
-        masker: Masker,
+        make: Callable[[np.ndarray, np.ndarray], Batch],
         *,
         start: int,
         microbatch: int,
@@ -96,20 +85,28 @@ class MicrobatchLoader:
         processes: int = 1,
         pin: bool = False,
     ) -> None:
-        self.shards, self.order, self.masker, self.pin = shards, order, masker, pin
+        self.shards, self.order, self.make, self.pin = shards, order, make, pin
         self.microbatch, self.stride = microbatch, microbatch * processes
         self.first = start + process * microbatch
-        self._ready: queue.Queue[Microbatch | BaseException] = queue.Queue(maxsize=4)
+        self._ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=4)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._fill, daemon=True)
 
-    def __iter__(self) -> Iterator[Microbatch]:
+    def __iter__(self) -> Iterator[Batch]:
         self._thread.start()
         while True:
             item = self._ready.get()
             if isinstance(item, BaseException):
                 raise item
             yield item
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     def close(self) -> None:
         """Stop the thread, and wait for it: one that is inside torch when Python ends would abort the process."""
@@ -121,16 +118,18 @@ class MicrobatchLoader:
         position = self.first
         try:
             while not self._closed.is_set():
-                self._put(self._make(position))
+                self._put(self.made(position))
                 position += self.stride
         except BaseException as error:  # handed to the training loop, which raises it
             self._put(error)
 
-    def _make(self, position: int) -> Microbatch:
+    def made(self, position: int) -> Batch:
+        """The microbatch that begins at a run position, made here and now."""
         positions = np.arange(position, position + self.microbatch, dtype=np.int64)
-        return self.masker(self.shards.take(self.order.indices(positions)), positions, pin=self.pin)
+        batch = self.make(self.shards.take(self.order.indices(positions)), positions)
+        return batch.pinned() if self.pin else batch
 
-    def _put(self, item: Microbatch | BaseException) -> None:
+    def _put(self, item: Batch | BaseException) -> None:
         while not self._closed.is_set():
             try:
                 return self._ready.put(item, timeout=0.2)

@@ -1,24 +1,133 @@
-"""The one way to make an Accelerator for a configured precision. Not the loops that use it."""
+"""The processes of a run and their device: who is who, how they meet, how a model is spread. Not the training."""
+
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, set_seed
+from torch import Tensor, nn
 
 from cramming.errors import UserError
+from cramming.parallel.environment import check_environment
+
+Value = TypeVar("Value")
 
 
-def make_accelerator(key: str, precision: str, *, cpu: bool = False) -> Accelerator:
-    """The accelerator for "fp32", "bf16" or "fp16"; UserError names `key` when the device cannot do it.
+class World:
+    """All processes of this run, seen from one of them.
+
+    `rank` of `size` processes, of which rank 0 is `main` and one on each machine is `main_here`; `device` is this
+    process's; `scaled` says whether losses are scaled (fp16). Where the text says that processes meet, every one of
+    them has to call, or the others wait for ever.
+    """
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
+        self.rank, self.size = accelerator.process_index, accelerator.num_processes
+        self.main, self.main_here = accelerator.is_main_process, accelerator.is_local_main_process
+        self.device: torch.device = accelerator.device
+        self.scaled = accelerator.scaler is not None
+
+    def barrier(self) -> None:
+        """Meet."""
+        self._accelerator.wait_for_everyone()
+
+    def reduce(self, tensor: Tensor, how: str = "sum") -> Tensor:
+        """The "sum" or "mean" over all processes; they meet."""
+        return tensor if self.size == 1 else self._accelerator.reduce(tensor, how)
+
+    def agree(self, values: Sequence[float]) -> list[float]:
+        """The largest of all processes' values, one by one, so that they take the same decisions; they meet."""
+        if self.size == 1:
+            return list(values)
+        own = torch.tensor([list(values)], dtype=torch.float64, device=self.device)
+        return self._accelerator.gather(own).max(0).values.tolist()
+
+    def tell(self, value: Value) -> Value:
+        """The main process's value, everywhere; they meet. Plain values alone, for it is pickled."""
+        return value if self.size == 1 else broadcast_object_list([value])[0]
+
+    def wrap(self, model: nn.Module, optimiser: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
+        """Both on the device, in this run's precision; the model's gradients are means over all processes."""
+        wrapped, prepared = self._accelerator.prepare(model, optimiser)
+        return wrapped, prepared
+
+    def no_sync(self, model: nn.Module) -> AbstractContextManager[Any]:
+        """Inside, gradients of a wrapped model do not travel between processes."""
+        return self._accelerator.no_sync(model)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Inside, an unwrapped model computes in this run's precision."""
+        return self._accelerator.autocast()
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the loss's gradients to the parameters'."""
+        self._accelerator.backward(loss)
+
+    def clip(self, parameters: Iterable[nn.Parameter], norm: float | None) -> Tensor:
+        """Scale all gradients so that their common norm is `norm` at most (None: as they are); returns what it was."""
+        return self._accelerator.clip_grad_norm_(parameters, float("inf") if norm is None else norm)
+
+    def update(self, optimiser: Any, finite: Tensor) -> None:
+        """A step of a wrapped optimiser, unless `finite` () bool on the device says no; the host waits for neither.
+
+        With fp16 the scaler decides, by the gradients alone.
+        """
+        inner = getattr(optimiser, "optimizer", optimiser)
+        if self.scaled:
+            optimiser.step()
+        elif inner.defaults.get("fused"):
+            inner.found_inf = (~finite).float()  # what a gradient scaler tells a fused optimiser
+            optimiser.step()
+        elif bool(finite):
+            optimiser.step()
+
+    def scaler_state(self) -> dict[str, Any] | None:
+        """What a checkpoint keeps of the loss scale; None without one."""
+        return None if self._accelerator.scaler is None else self._accelerator.scaler.state_dict()
+
+    def restore_scaler(self, state: dict[str, Any] | None) -> None:
+        """Go on with a checkpoint's loss scale."""
+        if state is not None and self._accelerator.scaler is not None:
+            self._accelerator.scaler.load_state_dict(state)
+
+    def seed(self, seed: int, *, each_its_own: bool = False) -> None:
+        """Seed all generators of this process: with the same number everywhere, or with one of each process's own."""
+        set_seed(seed, device_specific=each_its_own)
+
+    def free(self) -> None:
+        """Let go of wrapped models and optimisers, which would be kept alive."""
+        self._accelerator.free_memory()
+
+    def end(self) -> None:
+        """The processes part."""
+        self._accelerator.end_training()
+
+
+def open_world(key: str, precision: str, *, cpu: bool = False) -> World:
+    """The processes that were started together, at "fp32", "bf16" or "fp16".
 
     Args:
         key: the configuration key that holds the precision, e.g. "train.precision".
         cpu: stay on the CPU, also where accelerate would find another device.
+
+    Raises:
+        UserError: the device cannot do the precision, or the environment asks for what would be ignored.
     """
+    return World(make_accelerator(key, precision, cpu=cpu))
+
+
+def make_accelerator(key: str, precision: str, *, cpu: bool = False) -> Accelerator:
+    """Accelerate's part of `open_world`."""
     if precision == "fp16" and not torch.cuda.is_available():
         raise UserError(f"{key} is fp16, which needs a GPU; use bf16 or fp32.")
+    mixed = "no" if precision == "fp32" else precision
+    check_environment(key, mixed)
     AcceleratorState._reset_state()  # one process may run several configurations, each with its own precision
     # Buffers follow from configuration and progress. To broadcast them would make every forward pass a meeting of all
     # processes, and one without a share of the validation set would not come.
     parallel = DistributedDataParallelKwargs(broadcast_buffers=False)
-    return Accelerator(mixed_precision="no" if precision == "fp32" else precision, cpu=cpu, kwargs_handlers=[parallel])
+    return Accelerator(mixed_precision=mixed, cpu=cpu, kwargs_handlers=[parallel])

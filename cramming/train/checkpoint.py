@@ -4,17 +4,24 @@ import random
 import shutil
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_model, save_model
-from torch import nn
 
 from cramming.errors import UserError
-from cramming.files import commit_folder, read_json, sha256, write_json
+from cramming.files import commit_folder, read_json, sha256, short_hash, write_json
+
+if TYPE_CHECKING:
+    from cramming.train.assemble import Parts
 
 MANIFEST = "checkpoint.json"
+VERSION = 2
+KEYS = {"version", "state", "identity", "sha256", "checksum"}
+# Of the first version, whose manifest had no checksum of its own: it is read if it holds these, no more and no less.
+OLD_KEYS = {"state", "identity", "sha256"}
+OLD_STATE = {"step", "sequences", "tokens", "seconds", "progress", "loss_sum", "loss_steps"}
 
 
 @dataclass
@@ -24,10 +31,10 @@ class TrainState:
     step: int = 0
     sequences: int = 0
     tokens: int = 0
-    seconds: float = 0.0  # of the training loop, over all resumes
+    seconds: float = 0.0  # of training, over all resumes
+    uncounted: float = 0.0  # seconds in which the process was stopped, which are not among them
     progress: float = 0.0
-    loss_sum: torch.Tensor | float = 0.0  # of the steps since the last row of metrics.jsonl
-    loss_steps: int = 0
+    reached: float = 0.0  # progress at the end of the last step; a budget in hours goes on in the hooks after it
 
 
 def rng_state() -> dict[str, Any]:
@@ -57,8 +64,9 @@ class Checkpoints:
     """The folder `checkpoints/` of one run.
 
     A checkpoint `step-N/` holds model.safetensors, optimiser.pt (and scaler), one process-R.pt per process (its random
-    number generators, what its hooks remember), and the manifest with the training state, the identity of the run and
-    every file's SHA-256. It is written as `.step-N` and renamed when complete, so a folder named `step-N` is whole.
+    number generators, what its hooks remember), and the manifest with the training state, the identity of the run,
+    every file's SHA-256 and a checksum of all that. It is written as `.step-N` and renamed when complete, so a folder
+    named `step-N` is whole.
     """
 
     def __init__(self, folder: Path, identity: dict[str, str], *, keep: int) -> None:
@@ -72,28 +80,28 @@ class Checkpoints:
         """Folder in which the checkpoint of this state is being written."""
         return self.folder / f".step-{state.step}"
 
-    def write_process(self, state: TrainState, process: int, memory: dict[str, Any]) -> None:
-        """Write what this process alone knows; every process calls it before the main one calls `write`.
+    def write(self, parts: "Parts", memory: dict[str, Any]) -> None:
+        """Write a checkpoint of the present state, and drop the oldest ones beyond `keep`; every process takes part.
 
         Args:
-            memory: what its hooks remember, as tensors and plain values.
+            memory: what this process's hooks remember, by their names, as tensors and plain values.
         """
-        self.beside(state).mkdir(parents=True, exist_ok=True)
-        _save({"rng": rng_state(), "memory": memory}, self.beside(state) / f"process-{process}.pt")
-
-    def write(self, state: TrainState, model: nn.Module, optimiser: dict, scaler: dict | None) -> Path:
-        """Write the rest, rename into place, and drop the oldest ones beyond `keep`."""
-        beside, final = self.beside(state), self.folder / f"step-{state.step}"
-        save_model(model, str(beside / "model.safetensors"))
-        _save(optimiser, beside / "optimiser.pt")
-        if scaler is not None:
-            _save(scaler, beside / "scaler.pt")
-        hashes = {path.name: sha256(path) for path in sorted(beside.iterdir()) if path.name != MANIFEST}
-        write_json(beside / MANIFEST, {"state": asdict(state), "identity": self.identity, "sha256": hashes})
-        commit_folder(beside, final)
-        for old in self.list()[: -self.keep]:
-            shutil.rmtree(old)
-        return final
+        world, beside = parts.world, self.folder / f".step-{parts.state.step}"
+        beside.mkdir(parents=True, exist_ok=True)
+        _save({"rng": rng_state(), "memory": memory}, beside / f"process-{world.rank}.pt")
+        world.barrier()
+        if world.main:
+            save_model(parts.model, str(beside / "model.safetensors"))
+            _save(parts.optimiser.state_dict(), beside / "optimiser.pt")
+            if (scaler := world.scaler_state()) is not None:
+                _save(scaler, beside / "scaler.pt")
+            hashes = {path.name: sha256(path) for path in sorted(beside.iterdir()) if path.name != MANIFEST}
+            content = {"version": VERSION, "state": asdict(parts.state), "identity": self.identity, "sha256": hashes}
+            write_json(beside / MANIFEST, content | {"checksum": short_hash(content, 64)})
+            commit_folder(beside, self.folder / f"step-{parts.state.step}")
+            for old in self.list()[: -self.keep]:
+                shutil.rmtree(old)
+        world.barrier()
 
     def clean(self) -> None:
         """Remove what an interrupted write left behind."""
@@ -106,10 +114,7 @@ class Checkpoints:
         Raises:
             UserError: a file is missing or damaged, or it belongs to another configuration or other data.
         """
-        manifest = read_json(folder / MANIFEST)
-        mend = f"delete {folder} to go on from the checkpoint before it, or from the start."
-        if not isinstance(manifest, dict) or not {"state", "identity", "sha256"} <= manifest.keys():
-            raise UserError(f"{folder / MANIFEST} is not a checkpoint's manifest; {mend}")
+        manifest, mend = self._manifest(folder), _mend(folder)
         for key, value in self.identity.items():
             if manifest["identity"].get(key) != value:
                 raise UserError(
@@ -122,22 +127,44 @@ class Checkpoints:
                 raise UserError(f"{path} is missing; {mend}")
             if sha256(path) != expected:
                 raise UserError(f"{path} is damaged (its SHA-256 differs from {MANIFEST}); {mend}")
-        known = {field.name for field in fields(TrainState)}
-        return TrainState(**{key: value for key, value in manifest["state"].items() if key in known})
+        return TrainState(**manifest["state"])
 
-    def load(
-        self, folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, process: int
-    ) -> tuple[dict | None, dict[str, Any]]:
-        """Load weights, optimiser and generators; returns the gradient scaler's state or None, and hooks' memory."""
-        load_model(model, str(folder / "model.safetensors"))
-        optimiser.load_state_dict(_load(folder / "optimiser.pt"))
-        own, memory = folder / f"process-{process}.pt", {}
+    def _manifest(self, folder: Path) -> dict[str, Any]:
+        """A manifest that says all it must and nothing else, and whose checksum fits."""
+        path = folder / MANIFEST
+        manifest = read_json(path)
+        if not isinstance(manifest, dict) or manifest.keys() not in (KEYS, OLD_KEYS):
+            raise UserError(f"{path} is not a checkpoint's manifest; {_mend(folder)}")
+        state = manifest["state"]
+        if manifest.keys() == OLD_KEYS:
+            if state.keys() != OLD_STATE:
+                raise UserError(f"{path} is damaged (its state lacks keys or has unknown ones); {_mend(folder)}")
+            manifest["state"] = {key: state[key] for key in OLD_STATE if not key.startswith("loss_")}
+            manifest["state"] |= {"uncounted": 0.0, "reached": state["progress"]}
+            return manifest
+        content = {key: value for key, value in manifest.items() if key != "checksum"}
+        if short_hash(content, 64) != manifest["checksum"]:
+            raise UserError(f"{path} is damaged (its content does not fit its checksum); {_mend(folder)}")
+        if manifest["version"] != VERSION or state.keys() != {field.name for field in fields(TrainState)}:
+            raise UserError(f"{path} was written by other code; use that, or {_mend(folder)}")
+        return manifest
+
+    def load(self, folder: Path, parts: "Parts") -> dict[str, Any]:
+        """Load weights, optimiser, generators and loss scale; returns what the hooks of this process remember."""
+        load_model(parts.model, str(folder / "model.safetensors"))
+        parts.optimiser.load_state_dict(_load(folder / "optimiser.pt"))
+        own, memory = folder / f"process-{parts.world.rank}.pt", {}
         if own.exists():  # a run continued by more processes than before has none for the new ones
             content = _load(own)
             set_rng_state(content["rng"])
             memory = content["memory"]
         scaler = folder / "scaler.pt"
-        return (_load(scaler) if scaler.exists() else None), memory
+        parts.world.restore_scaler(_load(scaler) if scaler.exists() else None)
+        return memory
+
+
+def _mend(folder: Path) -> str:
+    return f"delete {folder} to go on from the checkpoint before it, or from the start."
 
 
 def _save(content: Any, path: Path) -> None:

@@ -1,14 +1,16 @@
 """The compiled model of a run, made before its clock starts, and what CUDA graphs ask of the loop. Not the loop."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import Accelerator
 from torch import nn
 
-from cramming.data.loader import Microbatch
+from cramming.objectives.base import Batch
 from cramming.train.checkpoint import rng_state, set_rng_state
 from cramming.train.config import TrainConfig
+
+if TYPE_CHECKING:
+    from cramming.train.assemble import Parts
 
 
 def compiled(model: nn.Module, config: TrainConfig) -> nn.Module:
@@ -42,45 +44,31 @@ def clear_gradients(model: nn.Module, optimiser: Any, config: TrainConfig) -> No
                 parameter.grad = torch.zeros_like(parameter)
 
 
-def warm_up(
-    model: nn.Module,
-    raw_model: nn.Module,
-    optimiser: Any,
-    accelerator: Accelerator,
-    config: TrainConfig,
-    batch: Microbatch,
-    *,
-    evaluation: bool = True,
-) -> None:
-    """Compile a compiled model's passes on a microbatch, so that the budget is not spent on the compiler.
+def warm_up(parts: "Parts", batch: Batch, *, evaluation: bool) -> None:
+    """Make a model's passes on a microbatch, so that the budget is not spent on compilers.
 
-    Leaves weights, gradients and random numbers as they were; does nothing without `config.compile`.
+    Leaves weights, gradients and random numbers as they were.
 
     Args:
-        model: prepared and compiled; `raw_model` is the same without wrappers.
-        batch: of the run's shapes; its content does not matter.
+        batch: of the run's shapes, on the device; its content does not matter.
         evaluation: also the pass of the validation.
     """
-    if not config.compile:
-        return
-    generators, b = rng_state(), batch.to(accelerator.device)
-    inputs: dict[str, Any] = {"input_ids": b.input_ids, "masked_positions": b.masked_positions, "labels": b.labels}
+    model, config, objective, generators = parts.wrapped, parts.config, parts.objective, rng_state()
     # First the plain model: layers note who computes them, and a note that came later would compile all anew.
-    with torch.no_grad(), accelerator.autocast():
-        raw_model.eval()(**{name: tensor[:1] for name, tensor in inputs.items()})
+    with torch.no_grad(), parts.world.autocast():
+        objective.sums(parts.model.eval(), batch.head(1))
     model.train()
     # CUDA graphs warm up in a first pass and record in a second; a third finds out whether they replay.
     for _ in range(3 if uses_graphs(config) else 1):
-        clear_gradients(model, optimiser, config)
+        clear_gradients(model, parts.optimiser, config)
         begin_pass(config)
-        accelerator.backward(model(**inputs, with_logits=False).loss)
+        parts.world.backward(objective.losses(model, batch)[0])
     if evaluation:
         model.eval()
-        with torch.no_grad():
-            begin_pass(config)
-            model(**inputs)
-    clear_gradients(model, optimiser, config)
-    if accelerator.device.type == "cuda":
+        begin_pass(config)
+        objective.sums(model, batch)
+    clear_gradients(model, parts.optimiser, config)
+    if parts.world.device.type == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
     set_rng_state(generators)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from cramming.errors import UserError
 
 BUDGETS = ("budget_tokens", "budget_steps", "budget_hours")
-SCHEDULES = ("triangle2", "linear", "cosine", "constant")
+LR_SCHEDULES = ("triangle2", "linear", "cosine", "constant")
 COMPILE_MODES = ("default", "reduce-overhead")
 PRECISIONS = ("fp32", "bf16", "fp16")
 WANDB_MODES = ("auto", "offline", "online", "off")
@@ -51,7 +51,7 @@ class TrainConfig:
             _at_least_one("train", key, getattr(self, key))
         for key in ("log_steps", "usage_sequences", "usage_steps"):
             _at_least_one("train", key, getattr(self, key))
-        _one_of("train.schedule", self.schedule, SCHEDULES)
+        _one_of("train.schedule", self.schedule, LR_SCHEDULES)
         _one_of("train.precision", self.precision, PRECISIONS)
         _one_of("train.compile_mode", self.compile_mode, COMPILE_MODES)
         if not 0 <= self.profile_steps <= max(0, self.log_steps - 2):

@@ -1,4 +1,4 @@
-"""The end of a pretraining run: results, examples, summary. Not the run itself (pretrain.py)."""
+"""The end of a pretraining run: metrics and curve from its history, examples, summary. Not the run itself (run.py)."""
 
 from pathlib import Path
 from typing import Any

@@ -3,16 +3,14 @@
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
 from cramming.errors import UserError
 from fff.hardening import LOSSES, SCHEDULES, scheduled, set_hardening
 
 if TYPE_CHECKING:
     from cramming.model.modeling import CrammedForMaskedLM
-    from cramming.model.outputs import CrammedMaskedLMOutput
 
-FORMS = {"hard": "hard", "entropy": "soft", "anneal": "soft", "straight_through": "straight_through"}
+# The form that a recipe gives to the layers.
+LAYER_FORMS = {"hard": "hard", "entropy": "soft", "anneal": "soft", "straight_through": "straight_through"}
 
 
 @dataclass(frozen=True)
@@ -63,8 +61,8 @@ class HardeningConfig:
     harden_at: float = 1.0  # progress from which training is exactly hard, without hardening losses
 
     def __post_init__(self) -> None:
-        if self.form not in FORMS:
-            raise UserError(f"hardening.form is {self.form!r}; choose one of {', '.join(FORMS)}.")
+        if self.form not in LAYER_FORMS:
+            raise UserError(f"hardening.form is {self.form!r}; choose one of {', '.join(LAYER_FORMS)}.")
         self.temperature.check("hardening.temperature", 0.0, open_end=True)
         self.entropy_weight.check("hardening.entropy_weight", 0.0)
         self.balance_weight.check("hardening.balance_weight", 0.0)
@@ -95,7 +93,7 @@ class Hardening:
         """Set form, temperature, leak and weights; returns what a history shows of them."""
         config = self.config
         hard = t >= config.harden_at
-        form, losses = ("hard", ()) if hard else (FORMS[config.form], config.losses)
+        form, losses = ("hard", ()) if hard else (LAYER_FORMS[config.form], config.losses)
         temperature = config.temperature.at(t)
         try:
             set_hardening(
@@ -113,13 +111,3 @@ class Hardening:
         self.values = {"hardening/hard": float(form == "hard"), "hardening/temperature": temperature}
         self.values |= {f"hardening/{name}_weight": weights[name] for name in losses}
         return self.values
-
-
-def parts_of(output: "CrammedMaskedLMOutput") -> dict[str, Tensor]:
-    """What a training forward's loss is made of: "mlm", and "aux" with each auxiliary loss by name, detached."""
-    assert output.loss is not None
-    loss, aux = output.loss.detach(), output.aux_loss
-    if aux is None:
-        return {"mlm": loss}
-    named = {f"aux_{name}": value.detach() for name, value in (output.auxiliary_losses or {}).items()}
-    return {"mlm": loss - aux.detach(), "aux": aux.detach(), **named}

@@ -1,37 +1,37 @@
-"""The training loop: step, then hooks. Not what the hooks do (hooks.py) nor how a run is set up (pretrain.py)."""
+"""The training loop: step, then hooks. Not what the hooks do (hooks.py) nor what it is made of (assemble.py)."""
 
 import contextlib
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any
 
 import torch
-from accelerate import Accelerator
-from torch import nn
 
-from cramming.data.loader import Microbatch
+from cramming.objectives.base import Batch
+from cramming.train.assemble import Parts
 from cramming.train.budget import batch_at, crosses_mark, lr_factor, progress
-from cramming.train.checkpoint import TrainState
+from cramming.train.clock import Stopwatch
 from cramming.train.compiled import begin_pass, clear_gradients
-from cramming.train.config import TrainConfig
-from cramming.train.hardening import Hardening, parts_of
+
+MEETING_STEPS = 10  # steps between two meetings of several processes, for what each must know of the others
 
 
 @dataclass(frozen=True)
 class Step:
     """What one update did.
 
-    `loss` (MLM alone, nats per masked token), `gradient_norm` and `auxiliary` (the hardening losses by name) are means
-    over the whole batch.
+    `loss` (the objective's own, nats), `gradient_norm` and `auxiliary` (other losses by name) are means over the whole
+    batch. Where loss or norm is not `finite`, the update was left out.
     """
 
     loss: torch.Tensor
     auxiliary: dict[str, torch.Tensor]
     gradient_norm: torch.Tensor
+    finite: torch.Tensor  # () bool
     lr: float
-    batch: int
-    before: float  # progress before the step
+    batch: int  # sequences
+    last: Batch  # this process's last microbatch
+    before: float  # progress at the end of the step before
     after: float
     seconds: float
     due: bool  # whether hooks may read its figures: on the logging interval and at marks
@@ -41,43 +41,53 @@ class Step:
         return crosses_mark(self.before, self.after, marks)
 
 
-class Hook(Protocol):
-    """Something that looks on. Each hook owns its own "is it time?"."""
+class Hook:
+    """Something that looks on; each owns its own "is it time?". This one does nothing, others override what they need.
 
-    def on_start(self, trainer: "Trainer") -> None: ...  # noqa: D102
-    def on_step(self, trainer: "Trainer", step: Step) -> None: ...  # noqa: D102
-    def on_end(self, trainer: "Trainer") -> None: ...  # noqa: D102
+    What a resumed run must know again stands in `state` as tensors and plain values; checkpoints hold it by `name`.
+    """
+
+    name = ""
+
+    def on_start(self, trainer: "Trainer") -> None:
+        """Before the first step of this process, after a resume."""
+
+    def on_step(self, trainer: "Trainer", step: Step) -> None:
+        """After each step."""
+
+    def on_end(self, trainer: "Trainer") -> None:
+        """After the last step, also when the run was stopped or failed."""
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must keep; nothing by default."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` gave; called before `on_start`, of a run that continues."""
 
 
 class Trainer:
     """Runs updates until the budget is used or a hook asks to stop.
 
     Args:
-        model: prepared by the accelerator; `raw_model` is the same without wrappers.
-        batches: this process's endless microbatches, starting at `state.sequences`.
-        clock: monotonic seconds, for budgets in hours.
+        parts: what trains; hooks may read and advance its state.
+        batches: this process's endless microbatches, starting at `parts.state.sequences`.
+        hooks: told in this order; later ones read what earlier ones found.
+        stopwatch: for budgets in hours.
 
     On a GPU the host runs ahead: it waits for the device at the end of steps that are `due` alone, and only there may a
-    hook read a tensor.
+    hook read a tensor. Several processes meet in every step for their gradients, which is the devices' affair; the
+    hosts meet every MEETING_STEPS steps at most, because progress by tokens and steps is the same for all anyway. A
+    budget in hours then moves from meeting to meeting, by the slowest process's seconds.
     """
 
     def __init__(
-        self,
-        config: TrainConfig,
-        accelerator: Accelerator,
-        model: nn.Module,
-        raw_model: nn.Module,
-        optimiser: torch.optim.Optimizer,
-        batches: Iterable[Microbatch],
-        state: TrainState,
-        hooks: Sequence[Hook],
-        hardening: Hardening,
-        clock: Callable[[], float] = time.monotonic,
+        self, parts: Parts, batches: Iterable[Batch], hooks: Sequence[Hook], stopwatch: Stopwatch | None = None
     ) -> None:
-        self.config, self.accelerator = config, accelerator
-        self.model, self.raw_model, self.optimiser = model, raw_model, optimiser
-        self.batches: Iterator[Microbatch] = iter(batches)
-        self.state, self.hooks, self.hardening, self.clock = state, hooks, hardening, clock
+        self.parts, self.config, self.world, self.state = parts, parts.config, parts.world, parts.state
+        self.batches: Iterator[Batch] = iter(batches)
+        self.hooks, self.stopwatch = hooks, stopwatch or Stopwatch()
+        self.pending = 0.0  # seconds that are not agreed upon yet
         self.stop_reason: str | None = None
 
     def train(self) -> None:
@@ -85,7 +95,7 @@ class Trainer:
         for hook in self.hooks:
             hook.on_start(self)
         try:
-            while self.state.progress < 1 and self.stop_reason is None:
+            while self.state.reached < 1 and self.stop_reason is None:
                 step = self.step()
                 for hook in self.hooks:
                     hook.on_step(self, step)
@@ -95,31 +105,58 @@ class Trainer:
 
     def step(self) -> Step:
         """One update: accumulate the batch in microbatches, clip, AdamW; then advance the state."""
-        state, config = self.state, self.config
-        started, before = self.clock(), state.progress
-        lr = config.lr * lr_factor(config.schedule, before)
-        batch = self._batch(before)
-        clear_gradients(self.model, self.optimiser, config)
-        self.hardening.apply(before)
-        self.model.train()
-        parts = self._accumulate(batch // (config.microbatch * self.accelerator.num_processes))
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), config.clip)
-        for group in self.optimiser.param_groups:
-            group["lr"] = lr
-        self.optimiser.step()
+        parts, state, config = self.parts, self.state, self.config
+        self.stopwatch.start()
+        t, before = state.progress, state.reached
+        batch = self._batch(t)
+        clear_gradients(parts.wrapped, parts.optimiser, config)
+        parts.hardening.apply(t)
+        parts.wrapped.train()
+        last, losses = self._accumulate(batch // (config.microbatch * self.world.size))
+        lr = config.lr * lr_factor(config.schedule, t)
+        norm, finite = self.update(losses[parts.objective.name], lr)
         state.step += 1
         state.sequences += batch
-        state.tokens += batch * self.last_batch.input_ids.shape[1]
-        seconds = self.add_seconds(self.agree(self.clock() - started))
-        due = self._due(before)
-        if due and self._wait():
-            seconds += self.add_seconds(self.agree(self.clock() - started) - seconds)
-        return Step(parts.pop("mlm"), parts, norm, lr, batch, before, state.progress, seconds, due)
+        state.tokens += batch * parts.seq_len
+        seconds = self.spend(meeting=self.meets)
+        if (due := self._due(before)) and self._wait():
+            seconds += self.spend()
+        state.reached = state.progress
+        loss = losses.pop(parts.objective.name)
+        return Step(loss, losses, norm, finite, lr, batch, last, before, state.reached, seconds, due)
 
-    def add_seconds(self, seconds: float) -> float:
-        """Count wall-clock time against the budget, and return it; hooks report what they take."""
-        state = self.state
-        state.seconds += seconds
+    def update(self, loss: torch.Tensor, lr: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Clip and update, unless loss or gradient is not finite; returns the gradient's norm and whether it was done.
+
+        Decided on the device: what is not finite never reaches the weights, and the host need not wait to know.
+        """
+        parts = self.parts
+        norm = self.world.clip(parts.wrapped.parameters(), self.config.clip)
+        finite = torch.isfinite(loss) & torch.isfinite(norm)
+        for group in parts.optimiser.param_groups:
+            group["lr"] = lr
+        self.world.update(parts.optimiser, finite)
+        return norm, finite
+
+    @property
+    def meets(self) -> bool:
+        """Whether the hosts of several processes may meet after the present step."""
+        return self.world.size == 1 or self.state.step % MEETING_STEPS == 0
+
+    def spend(self, *, meeting: bool = False) -> float:
+        """Count this process's seconds since the stopwatch's start or last lap against the budget, and return them.
+
+        Steps do, and hooks that start the stopwatch themselves; what other hooks take is not training. With several
+        processes and a budget in hours the seconds wait for the next meeting, which is here if `meeting`.
+        """
+        state, seconds = self.state, self.stopwatch.lap()
+        self.pending += seconds
+        state.uncounted += self.stopwatch.uncounted
+        self.stopwatch.uncounted = 0.0
+        alone = self.world.size == 1 or self.config.budget_hours is None
+        if alone or meeting:
+            state.seconds += self.pending if alone else self.world.agree([self.pending])[0]
+            self.pending = 0.0
         state.progress = progress(self.config, tokens=state.tokens, steps=state.step, seconds=state.seconds)
         return seconds
 
@@ -128,7 +165,7 @@ class Trainer:
 
         What it has still to do is the steps' time; a hook that waits for it would hide it from the budget.
         """
-        if self.accelerator.device.type != "cuda":
+        if self.world.device.type != "cuda":
             return False
         torch.cuda.synchronize()
         return True
@@ -140,42 +177,24 @@ class Trainer:
 
     def _batch(self, t: float) -> int:
         """Sequences of the next step; the last one of a token budget is cut to what is left, in microbatches."""
-        batch = batch_at(self.config, t, self.accelerator.num_processes)
-        state = self.state
-        if self.config.budget_tokens is not None and state.sequences:
-            # From the state, because a resumed run has not seen a batch yet.
-            length = state.tokens // state.sequences
-            unit = self.config.microbatch * self.accelerator.num_processes
-            left = -(-(self.config.budget_tokens - state.tokens) // (length * unit)) * unit
+        batch = batch_at(self.config, t, self.world.size)
+        if self.config.budget_tokens is not None:
+            unit = self.config.microbatch * self.world.size
+            left = -(-(self.config.budget_tokens - self.state.tokens) // (self.parts.seq_len * unit)) * unit
             batch = min(batch, left)
         return batch
 
-    def _accumulate(self, microbatches: int) -> dict[str, torch.Tensor]:
-        totals: dict[str, torch.Tensor] = {}
-        config = self.config
+    def _accumulate(self, microbatches: int) -> tuple[Batch, dict[str, torch.Tensor]]:
+        """Gradients of as many microbatches; returns the last of them, and the losses' means over all processes."""
+        parts, totals = self.parts, dict[str, torch.Tensor]()
         for number in range(1, microbatches + 1):
-            batch = next(self.batches).to(self.accelerator.device)
-            self.last_batch = batch
-            begin_pass(config)
+            batch = next(self.batches).to(self.world.device)
+            begin_pass(self.config)
             # Gradients travel between processes once per update, with its last microbatch.
             last = number == microbatches
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
-                output = self.model(
-                    input_ids=batch.input_ids,
-                    masked_positions=batch.masked_positions,
-                    labels=batch.labels,
-                    with_logits=False,
-                )
-                self.accelerator.backward(output.loss / microbatches)
-            for name, value in parts_of(output).items():
+            with contextlib.nullcontext() if last else self.world.no_sync(parts.wrapped):
+                loss, losses = parts.objective.losses(parts.wrapped, batch)
+                self.world.backward(loss / microbatches)
+            for name, value in losses.items():
                 totals[name] = totals.get(name, 0.0) + value / microbatches
-        if self.accelerator.num_processes > 1:
-            totals = {name: self.accelerator.reduce(value, "mean") for name, value in totals.items()}
-        return totals
-
-    def agree(self, value: float) -> float:
-        """The largest of all processes' values, so that they take the same decisions."""
-        if self.accelerator.num_processes == 1:
-            return value
-        gathered = self.accelerator.gather(torch.tensor([value], dtype=torch.float64, device=self.accelerator.device))
-        return float(gathered.max())
+        return batch, {name: self.world.reduce(value, "mean") for name, value in totals.items()}

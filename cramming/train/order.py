@@ -24,5 +24,6 @@ def read_order(path: Path) -> tuple[PretrainRoot, Path]:
     content = read_json(path)
     try:
         return build(PretrainRoot, content["config"]), Path(content["data"])
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path} does not fit this code ({error!r}); write it again with scripts/prepare.py.") from None
+    except (KeyError, TypeError, UserError) as error:
+        found = error if isinstance(error, UserError) else repr(error)
+        raise UserError(f"{path} does not fit this code ({found}); write it again with scripts/prepare.py.") from None

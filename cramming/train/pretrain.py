@@ -5,11 +5,12 @@ from pathlib import Path
 
 import torch
 
-from cramming.data.shards import PreparedData, open_prepared
+from cramming.data.shards import MANIFEST, PreparedData, open_prepared
+from cramming.errors import UserError
 from cramming.files import locked, read_json, write_json
-from cramming.parallel.world import make_accelerator
+from cramming.parallel.world import World, open_world
 from cramming.record import record_file
-from cramming.train.build import check_layer
+from cramming.train.assemble import check_layer
 from cramming.train.root import PretrainRoot
 from cramming.train.run import Run, RunFolder
 from cramming.train.tracking import check_wandb
@@ -32,19 +33,37 @@ def pretrain(root: PretrainRoot, prepared: Path | None = None) -> Path:
             write_json(kept, read_json(folder.record))
             print(f"written    {kept}, which was missing, from {folder.record}")
         return folder.path
-    accelerator = make_accelerator("train.precision", root.train.precision, cpu=not torch.cuda.is_available())
+    world = open_world("train.precision", root.train.precision, cpu=not torch.cuda.is_available())
     # Before the data, whose preparation may take hours.
     check_layer(root)
     check_wandb(root.wandb)
-    main = accelerator.is_main_process
     busy = f"{folder.path} is being trained by another process; wait for it, or change the seed or the configuration."
-    with locked(folder.path / ".lock", wait=False, busy=busy) if main else contextlib.nullcontext():
-        with accelerator.main_process_first():
-            data = open_prepared(prepared) if prepared else prepared_here(root)
-        run = Run(root, folder, accelerator, data)
-        run.train()
-    accelerator.end_training()
+    with locked(folder.path / ".lock", wait=False, busy=busy) if world.main else contextlib.nullcontext():
+        Run(root, folder, world, shared_data(root, prepared, world)).train()
+    world.end()
     return folder.path
+
+
+def shared_data(root: PretrainRoot, prepared: Path | None, world: World) -> PreparedData:
+    """The run's data, made or checked by the main process, and trusted by the others where they see the same folder.
+
+    On a machine with a disk of its own its first process makes or checks them there.
+    """
+    found = find_data(root, prepared) if world.main else None
+    folder, fingerprint = world.tell((found.folder, found.fingerprint) if found else (Path(), ""))
+    if found is None and world.main_here and not (folder / MANIFEST).is_file():
+        found = find_data(root, prepared)
+    world.barrier()
+    if found is None:
+        found = open_prepared(folder, trusted=True) if (folder / MANIFEST).is_file() else find_data(root, prepared)
+    if found.fingerprint != fingerprint:
+        raise UserError(f"{found.folder} holds other data than the main process's {folder}; copy those here.")
+    return found
+
+
+def find_data(root: PretrainRoot, prepared: Path | None) -> PreparedData:
+    """The data in a prepared folder, or those that the configuration names."""
+    return open_prepared(prepared) if prepared else prepared_here(root)
 
 
 def prepared_here(root: PretrainRoot) -> PreparedData:

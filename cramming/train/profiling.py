@@ -7,8 +7,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from cramming.files import write_json
-from cramming.train.hooks import Hook
-from cramming.train.loop import Step, Trainer
+from cramming.train.loop import Hook, Step, Trainer
 
 # Operators that read a tensor from the device, and the driver's calls that wait for it.
 WAITS = (

@@ -1,12 +1,15 @@
-"""Mirror of the history at Weights & Biases; the only place that knows wandb. Not the truth (metrics.jsonl is)."""
+"""Mirror of a run at Weights & Biases; the only place that knows wandb. Not the truth (metrics.jsonl is)."""
 
 import importlib.util
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from cramming.errors import UserError
 from cramming.train.config import WandbConfig
+from cramming.train.usage import Show
+from fff.usage import Usage
 
 
 def has_key() -> bool:
@@ -64,3 +67,22 @@ def close_wandb(run: Any) -> None:
 
     run.finish()
     wandb.teardown()
+
+
+def wandb_usage(run: Any) -> Show:
+    """A show that logs the picture and a histogram of leaf usage per layer to a W&B run; comes after `heatmap`."""
+    import wandb
+
+    def show(step: int, usages: list[Usage], file: Path) -> None:
+        row: dict[str, Any] = {"fff/leaf_usage": wandb.Image(str(file))} if file.exists() else {}
+        for number, usage in enumerate(usages):
+            share = (usage.counts / usage.counts.sum(-1, keepdim=True)).flatten()
+            row[f"fff/layer_{number:02d}/leaf_share"] = wandb.Histogram(share.tolist())
+        run.log(row, step=step)
+
+    return show
+
+
+def wandb_mirror(run: Any) -> Callable[[int, dict[str, Any]], None]:
+    """A mirror for History that logs rows to a W&B run."""
+    return lambda step, row: run.log({key: value for key, value in row.items() if key != "step"}, step=step)

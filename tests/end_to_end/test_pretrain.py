@@ -19,7 +19,7 @@ from cramming.files import is_full_disk
 from cramming.train import checkpoint, loop
 from cramming.train.checkpoint import Checkpoints
 from cramming.train.config import TrainConfig, WandbConfig
-from cramming.train.hooks import read_history
+from cramming.train.history import read_history
 from cramming.train.pretrain import pretrain
 from cramming.train.tracking import check_wandb
 from tests.helpers.tiny import tiny_root
@@ -161,7 +161,7 @@ def test_a_non_finite_loss_stops_the_run_and_keeps_the_checkpoint(
     def poisoned(self: loop.Trainer) -> loop.Step:
         if self.state.step == 7:
             with torch.no_grad():
-                self.raw_model.model.blocks[0].ffn.w_in.fill_(float("nan"))
+                self.parts.model.model.blocks[0].ffn.w_in.fill_(float("nan"))
         return step(self)
 
     monkeypatch.setattr(loop.Trainer, "step", poisoned)
@@ -181,7 +181,7 @@ def test_a_non_finite_gradient_stops_the_run_before_its_checkpoint(
 
     def poisoned(self: loop.Trainer) -> loop.Step:
         if self.state.step == 5:  # the next one ends at a mark
-            self.raw_model.decoder.weight.register_hook(lambda gradient: gradient * float("inf"))
+            self.parts.model.decoder.weight.register_hook(lambda gradient: gradient * float("inf"))
         return step(self)
 
     monkeypatch.setattr(loop.Trainer, "step", poisoned)

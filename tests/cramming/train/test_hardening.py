@@ -15,7 +15,7 @@ from cramming.model import CrammedForMaskedLM
 from cramming.model.config import FFNConfig
 from cramming.train.config import WandbConfig
 from cramming.train.hardening import Hardening, HardeningConfig, Ramp, TemperatureRamp
-from cramming.train.hooks import read_history
+from cramming.train.history import read_history
 from cramming.train.pretrain import pretrain
 from cramming.train.root import PretrainRoot
 from fff.hardening import hardenable, set_hardening

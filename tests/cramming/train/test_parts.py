@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from cramming.data.loader import Masker, MicrobatchLoader, SequenceOrder
+from cramming.data.loader import MicrobatchLoader, SequenceOrder
 from cramming.data.masking import mask_tokens
+from cramming.objectives.masked import MaskedTokens
 from cramming.train.budget import batch_at, crosses_mark, lr_factor, progress
 from cramming.train.config import TrainConfig
 from cramming.train.optim import decays
@@ -106,7 +107,7 @@ def read(process: int, processes: int, start: int = 0, microbatches: int = 4) ->
     loader = MicrobatchLoader(
         Numbers(),  # type: ignore[arg-type]
         SequenceOrder(40, 5, shuffled=True),
-        Masker(5, 0.25, 64, 6),
+        MaskedTokens(5, 0.25, 64, 6).batch,
         start=start,
         microbatch=3,
         process=process,
