@@ -8,9 +8,8 @@ import argparse
 from pathlib import Path
 
 from cramming.door import door
-from cramming.errors import UserError
 from cramming.regions.measure import measure
-from cramming.regions.page import write_page
+from cramming.regions.page import check_page, write_page
 
 
 def main() -> None:
@@ -21,10 +20,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=65536, help="tokens of the text at most (default 65536)")
     arguments = parser.parse_args()
     with door():
-        if arguments.out.is_dir():
-            raise UserError(
-                f"--out: {arguments.out} is a folder; name a file in it, e.g. {arguments.out}/regions.html."
-            )
+        check_page(arguments.out)
         regions = measure(arguments.checkpoint, arguments.text, arguments.tokens)
         size = write_page(regions, arguments.out)
     part = "all" if regions.probe.whole else "the beginning"

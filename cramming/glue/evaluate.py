@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from cramming.data.prepare import prepare
+from cramming.data.shards import find_prepared, open_prepared
 from cramming.errors import UserError
 from cramming.glue.finetune import single_process_accelerator
 from cramming.glue.root import GlueRoot
@@ -49,11 +50,21 @@ def evaluate_run(root: GlueRoot) -> int:
 
 
 def held_out_documents(root: GlueRoot, pretrained: Pretrained) -> list[str]:
-    """Raw documents that the checkpoint never saw. UserError when the configured data are not its own."""
+    """Raw documents that the checkpoint never saw: of the prepared data it was trained on, whatever their sources now.
+
+    Raises:
+        UserError: those data are not there, and the configured ones are other.
+    """
+    wanted = pretrained.data_fingerprint
+    # Beside the configured results, or beside the run: <output_dir>/runs/<run>/model.
+    for output_dir in (Path(root.output_dir), *pretrained.folder.absolute().parents[2:3]):
+        if wanted and (folder := find_prepared(output_dir, wanted)):
+            return open_prepared(folder).held_out_documents()
     data = prepare(root.data, Path(root.output_dir))
-    if pretrained.data_fingerprint not in ("", data.fingerprint):
+    if wanted not in ("", data.fingerprint):
         raise UserError(
-            f"data: {data.folder} is not what {pretrained.run} was trained on (fingerprint {data.fingerprint}, trained "
-            f"on {pretrained.data_fingerprint}), so nothing is known to be held out; give the same data.* settings."
+            f"data: the prepared data of {pretrained.run} (fingerprint {wanted}) are not in {root.output_dir}/data, "
+            f"and data.* makes other ones now ({data.fingerprint}), so nothing is known to be held out; put them back, "
+            "or give the settings and the text it was trained with."
         )
     return data.held_out_documents()

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from cramming.checks import number, numbers, one_of
 from cramming.errors import UserError
 from cramming.runs import Keys, essence, listed
 from fff.activations import ACTIVATIONS
@@ -19,6 +20,9 @@ VARIANTS: dict[str, tuple[tuple[str, ...], bool]] = {
     "master": (("entropy",), True),
 }
 DENSE = "dense"
+MAX_SEED = 2**32 - 1
+MAX_WIDTH = 2**20  # hidden neurons; beyond it a layer of images fills a machine
+MAX_NAME = 60
 # Which rows are run, not what a row is.
 CHOICE = ("widths", "leaf_widths", "variants", "seeds", "controls")
 # What the first results were named by (see cramming.runs); never add to it.
@@ -81,24 +85,20 @@ class ImagesConfig:
     master_width: int = 8  # variant master: hidden neurons of the master leaf
 
     def __post_init__(self) -> None:
-        for key, allowed in (("source", SOURCES), ("activation", tuple(ACTIVATIONS))):
-            if getattr(self, key) not in allowed:
-                raise UserError(f"images.{key} is {getattr(self, key)!r}; use one of {', '.join(allowed)}.")
+        one_of("images.source", self.source, SOURCES)
+        one_of("images.activation", self.activation, ACTIVATIONS)
         if self.source == "hub" and not self.id:
             raise UserError("images.id is missing: source=hub needs a data set, e.g. images=mnist.")
-        if not self.name or not self.name.replace("_", "").isalnum():
-            raise UserError(f"images.name is {self.name!r}; use letters, digits and _ alone, it names files.")
-        for key in ("test_share", "valid_share"):
-            if not 0 < getattr(self, key) <= 0.5:
-                raise UserError(f"images.{key} is {getattr(self, key)}; it must be above 0 and at most 0.5.")
-        for key in ("epochs", "batch", "master_width"):
-            if getattr(self, key) < 1:
-                raise UserError(f"images.{key} is {getattr(self, key)}; it must be at least 1.")
-        if not self.lr > 0:
-            raise UserError(f"images.lr is {self.lr}; it must be above 0.")
-        for key in ("entropy_weight", "balance_weight"):
-            if getattr(self, key) < 0:
-                raise UserError(f"images.{key} is {getattr(self, key)}; it must not be negative.")
+        if not self.name or len(self.name) > MAX_NAME or not self.name.replace("_", "").isalnum():
+            raise UserError(
+                f"images.name is {self.name[:60]!r}; use at most {MAX_NAME} letters, digits and _: it names files."
+            )
+        numbers("images", self, ("test_share", "valid_share"), above=0, most=0.5)
+        numbers("images", self, ("epochs", "batch"), least=1)
+        numbers("images", self, ("master_width",), least=1, most=MAX_WIDTH)
+        numbers("images", self, ("split_seed",), least=0, most=MAX_SEED)
+        numbers("images", self, ("lr",), above=0)
+        numbers("images", self, ("entropy_weight", "balance_weight"), least=0)
         self._check_rows()
 
     def _check_rows(self) -> None:
@@ -109,10 +109,13 @@ class ImagesConfig:
         for variant in self.variants:
             if variant not in VARIANTS:
                 raise UserError(f"images.variants names {variant!r}; use some of {', '.join(VARIANTS)}.")
-        if not self.seeds or min(self.seeds) < 0:
-            raise UserError(f"images.seeds is {list(self.seeds)}; give at least one seed, none below 0.")
-        if min([*self.widths, *self.leaf_widths], default=1) < 1:
-            raise UserError("images.widths and images.leaf_widths must be 1 or more.")
+        if not self.seeds:
+            raise UserError("images.seeds is []; give at least one seed.")
+        for seed in self.seeds:
+            number("images.seeds", seed, least=0, most=MAX_SEED)
+        for key in ("widths", "leaf_widths"):
+            for width in getattr(self, key):
+                number(f"images.{key}", width, least=1, most=MAX_WIDTH)
         for width in self.widths:
             for leaf in self.leaf_widths:
                 leaves, rest = divmod(width, leaf)

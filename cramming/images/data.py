@@ -59,25 +59,14 @@ def load_images(config: ImagesConfig) -> ImageData:
     """
     if config.source == "digits":
         digits = load_digits()
-        found = train_test_split(
-            digits.data.astype(np.float32),
-            digits.target.astype(np.int64),
-            test_size=config.test_share,
-            random_state=config.split_seed,
-            stratify=digits.target,
-        )
-        x, x_test, y, y_test = found
+        x, y = digits.data.astype(np.float32), digits.target.astype(np.int64)
+        x, x_test, y, y_test = _held_out(config, "test_share", x, y)
     else:
         x, y = _hub_split(config, "train")
         x_test, y_test = _hub_split(config, "test")
         if x_test.shape[1] != x.shape[1]:
             raise UserError(f"images.id: {config.id} has test images of another size than its training images.")
-    try:
-        x, x_valid, y, y_valid = train_test_split(
-            x, y, test_size=config.valid_share, random_state=config.split_seed, stratify=y
-        )
-    except ValueError as error:
-        raise UserError(f"images.valid_share is {config.valid_share}: the split is impossible ({error}).") from None
+    x, x_valid, y, y_valid = _held_out(config, "valid_share", x, y)
     # One number each, so that the geometry of the images stays.
     mean, deviation = float(x.mean()), float(x.std()) or 1.0
 
@@ -86,6 +75,15 @@ def load_images(config: ImagesConfig) -> ImageData:
 
     classes = 1 + int(max(labels.max() for labels in (y, y_valid, y_test)))
     return ImageData(split(x, y), split(x_valid, y_valid), split(x_test, y_test), classes)
+
+
+def _held_out(config: ImagesConfig, share: str, x: np.ndarray, y: np.ndarray) -> list[np.ndarray]:
+    """Images and classes in two parts, stratified by class: x, x held out, y, y held out."""
+    value = getattr(config, share)
+    try:
+        return train_test_split(x, y, test_size=value, random_state=config.split_seed, stratify=y)
+    except ValueError as error:
+        raise UserError(f"images.{share} is {value}: the split is impossible ({error}).") from None
 
 
 def _hub_split(config: ImagesConfig, split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -106,8 +104,14 @@ def _hub_split(config: ImagesConfig, split: str) -> tuple[np.ndarray, np.ndarray
             raise UserError(
                 f"images.{key} is {getattr(config, key)!r}; {config.id} has {', '.join(table.column_names)}."
             )
-    images = [np.asarray(image, dtype=np.float32).ravel() for image in table[config.image_column]]
-    labels = np.asarray(table[config.label_column], dtype=np.int64)
-    if not images or len({len(image) for image in images}) != 1:
-        raise UserError(f"images.id: the images of {config.id}, split {split}, are missing or of different sizes.")
-    return np.stack(images), labels
+    where = f"{config.id}, split {split}"
+    labels = np.asarray(table[config.label_column])
+    if labels.ndim != 1 or labels.dtype.kind not in "iu" or labels.min(initial=0) < 0:
+        raise UserError(f"images.label_column: {config.label_column} of {where} holds no class numbers from 0.")
+    try:
+        images = np.stack([np.asarray(image, dtype=np.float32).ravel() for image in table[config.image_column]])
+    except (TypeError, ValueError):
+        images = np.empty((0, 0), dtype=np.float32)
+    if not images.size or not np.isfinite(images).all():
+        raise UserError(f"images.image_column: {config.image_column} of {where} holds no images, or not of one size.")
+    return images, labels.astype(np.int64)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from cramming.files import short_hash
+from cramming.files import check_writable, short_hash
 from cramming.images.config import ImagesConfig, Row
 from cramming.images.data import ImageData, load_images
 from cramming.images.root import ImagesRoot
@@ -23,7 +23,8 @@ def run_images(root: ImagesRoot) -> list[Record]:
         UserError: the data cannot be read.
     """
     config, results = root.images, Path(root.results_dir)
-    data = load_images(config)
+    data, library = load_images(config), data_library(config)
+    check_writable(results / "runs")
     fingerprint = data.fingerprint()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     data = ImageData(data.train.to(device), data.valid.to(device), data.test.to(device), data.classes)
@@ -32,7 +33,7 @@ def run_images(root: ImagesRoot) -> list[Record]:
     with tqdm(runs, desc=config.name, unit="run") as bar:
         for row, seed in bar:
             bar.set_postfix_str(f"{row.tag} seed {seed}")
-            run = recorded_run(results, config, row, seed, fingerprint)
+            run = recorded_run(results, config, row, seed, fingerprint, library)
             records.append(run.finished() or train_and_save(run, config, row, data))
     return records
 
@@ -42,9 +43,16 @@ def run_name(config: ImagesConfig, row: Row, seed: int) -> str:
     return f"images-{config.name}-{row.tag}-s{seed}-{short_hash(config.settings(), 6)}"
 
 
-def recorded_run(results: Path, config: ImagesConfig, row: Row, seed: int, fingerprint: str) -> RecordedRun:
-    """One row with one seed on these data, as records tell it."""
+def data_library(config: ImagesConfig) -> str:
+    """Who gives the images, with its version."""
     library = "scikit-learn" if config.source == "digits" else "datasets"
+    return f"{library} {importlib.metadata.version(library)}"
+
+
+def recorded_run(
+    results: Path, config: ImagesConfig, row: Row, seed: int, fingerprint: str, library: str
+) -> RecordedRun:
+    """One row with one seed on these data, as records tell it."""
     return RecordedRun(
         results,
         kind="images",
@@ -54,7 +62,7 @@ def recorded_run(results: Path, config: ImagesConfig, row: Row, seed: int, finge
         content={"data_fingerprint": fingerprint},
         facts={
             "row": {**asdict(row), "depth": row.depth},
-            "data_library": f"{library} {importlib.metadata.version(library)}",
+            "data_library": library,
         },
     )
 

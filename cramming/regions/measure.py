@@ -80,6 +80,7 @@ def measure(checkpoint: Path, text_file: Path, tokens: int) -> Regions:
     """
     if tokens < 1:
         raise UserError(f"--tokens is {tokens}; give 1 or more.")
+    tokens = min(tokens, PAGE_BYTES)  # a layer takes one byte a token at least
     text, whole = read_text(text_file, tokens)
     pretrained = open_pretrained(checkpoint)
     tokenizer = load_tokenizer(pretrained)

@@ -8,11 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from cramming.files import write_atomic
+from cramming.errors import UserError
+from cramming.files import check_writable, write_atomic
 from cramming.regions.measure import Regions
 
 HOME = Path(__file__).parent
 SCRIPTS = ("data.js", "tree.js", "panel.js", "page.js")  # one scope, in this order
+
+
+def check_page(path: Path) -> None:
+    """What would not let the page be written must show before it is measured: UserError for a folder, or OSError."""
+    if path.is_dir():
+        raise UserError(f"--out: {path} is a folder; name a file in it, e.g. {path}/regions.html.")
+    check_writable(path.parent)
 
 
 def write_page(regions: Regions, path: Path) -> int:

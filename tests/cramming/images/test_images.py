@@ -125,6 +125,53 @@ def test_a_tiny_run_leaves_records_and_skips_them_next_time(tmp_path: Path, monk
     assert (again["status"], again["metrics"], again["error"]) == ("diverged", {}, "the loss is not finite")
 
 
+def test_a_finished_row_stays_when_the_images_change(tmp_path: Path, monkeypatch) -> None:
+    root = ImagesRoot(results_dir=str(tmp_path), images=replace(TINY, variants=[], controls=False, seeds=[0]))
+    (first,) = run_images(root)
+    path = tmp_path / "runs" / f"{first['name']}.json"
+    before, whole = path.read_bytes(), load_images(TINY)
+    flipped = replace(whole, train=replace(whole.train, x=-whole.train.x))
+    monkeypatch.setattr("cramming.images.suite.load_images", lambda _: flipped)
+    (second,) = run_images(root)
+    assert path.read_bytes() == before
+    assert second["name"].startswith(f"{first['name']}-")
+    assert second["data_fingerprint"] != first["data_fingerprint"]
+    monkeypatch.setattr("cramming.images.suite.load_images", lambda _: whole)
+    assert run_images(root) == [first]
+
+
+def test_a_folder_that_cannot_be_written_shows_before_any_training(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(
+        "cramming.images.suite.train_row", lambda *_: pytest.fail("trained before the folder was tried")
+    )
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError):
+        run_images(ImagesRoot(results_dir=str(tmp_path / "file"), images=TINY))
+
+
+def test_a_share_that_leaves_no_image_of_a_class_is_named() -> None:
+    with pytest.raises(UserError, match=r"images\.test_share is 0\.001: the split is impossible"):
+        load_images(replace(TINY, test_share=0.001))
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ({"label": ["cat"] * 40}, "no class numbers from 0"),
+        ({"label": [0.5] * 40}, "no class numbers from 0"),
+        ({"label": [-1] * 40}, "no class numbers from 0"),
+        ({"label": [[1, 2]] * 40}, "no class numbers from 0"),
+        ({"img": [None] * 40}, "no images"),
+        ({"img": ["text"] * 40}, "no images"),
+    ],
+)
+def test_columns_of_another_kind_are_named(monkeypatch, columns: dict, words: str) -> None:
+    load = hub()
+    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: Table(load(*a, **k) | columns))
+    with pytest.raises(UserError, match=words):
+        load_images(composed("images", "images=cifar10").images)
+
+
 def test_the_table_has_ours_beside_the_nearest_of_the_papers() -> None:
     records = [record(0.9 + seed / 100, seed) for seed in range(3)]
     records += [record(0.97, row=Row(16, 16, "dense")), record(0.8, row=Row(8, 8, "dense"))]
@@ -216,12 +263,12 @@ def test_every_option_composes() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"source": "disk"}, r"images\.source is 'disk'; use one of digits, hub"),
+        ({"source": "disk"}, r"images\.source is 'disk'; choose one of digits, hub"),
         ({"source": "hub"}, r"images\.id is missing"),
         ({"name": "a/b"}, r"images\.name is 'a/b'"),
         ({"widths": [12]}, r"images\.widths has 12, which is no 8"),
         ({"widths": [8]}, r"images\.widths has 8, which is no 8"),
-        ({"leaf_widths": [0]}, r"must be 1 or more"),
+        ({"leaf_widths": [0]}, r"images\.leaf_widths is 0; set it from 1"),
         ({"variants": ["harder"]}, r"images\.variants names 'harder'; use some of hardened"),
         ({"seeds": []}, r"images\.seeds is \[\]"),
         ({"seeds": [1, 1]}, r"images\.seeds names something twice"),
@@ -230,6 +277,17 @@ def test_every_option_composes() -> None:
         ({"entropy_weight": -1.0}, r"images\.entropy_weight is -1.0"),
         ({"valid_share": 0.0}, r"images\.valid_share is 0.0"),
         ({"activation": "sine"}, r"images\.activation is 'sine'"),
+        *[
+            ({key: value}, rf"images\.{key} is {value}; set it")
+            for key in ("lr", "entropy_weight", "balance_weight", "test_share", "valid_share")
+            for value in (float("inf"), float("nan"))
+        ],
+        ({"split_seed": -1}, r"images\.split_seed is -1; set it"),
+        ({"seeds": [-1]}, r"images\.seeds is -1; set it"),
+        ({"seeds": [2**64]}, r"images\.seeds is 18446744073709551616; set it"),
+        ({"widths": [2**60]}, r"images\.widths is \d+; set it from 1 to 1.04858e\+06"),
+        ({"master_width": 10**18}, r"images\.master_width is \d+; set it"),
+        ({"name": "x" * 300}, r"images\.name is 'xxx"),
     ],
 )
 def test_bad_settings_are_named(changes: dict, message: str) -> None:

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 from cramming.errors import UserError
+from cramming.files import sha256, write_json
 from cramming.regions.measure import measure, node_margins
 from cramming.regions.page import contents, page, write_page
 from fff.topology import first_node, level_of
+from tests.helpers.commands import inline
 from tests.helpers.data import make_documents
 from tests.helpers.saved import save_model
 
@@ -249,3 +251,47 @@ def test_the_script_prints_what_it_wrote_and_refuses_in_one_line(folder: Path, t
     refused = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, timeout=120)
     assert refused.returncode == 2
     assert refused.stderr.startswith("error: --out:")
+
+
+def test_what_the_command_line_cannot_do_is_one_line_before_the_model_is_read(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cramming.regions.measure.load_encoder", lambda _: pytest.fail("the model was read first"))
+    (tmp_path / "file").touch()
+    (tmp_path / "binary.txt").write_bytes(bytes(range(1, 256)) * 20)
+    text = str(folder / "text.txt")
+    for arguments in (
+        [text, "--out=/proc/page.html"],
+        [text, f"--out={tmp_path}/file/page.html"],
+        [text, f"--out={tmp_path}"],
+        [text, f"--out={tmp_path}/a.html", "--tokens=-1"],
+        [str(tmp_path / "binary.txt"), f"--out={tmp_path}/a.html"],
+        [str(tmp_path), f"--out={tmp_path}/a.html"],
+        ["/dev/zero", f"--out={tmp_path}/a.html"],
+        ["/dev/null", f"--out={tmp_path}/a.html"],
+    ):
+        done = inline("regions", str(folder / "model"), *arguments)
+        assert done.returncode == 2
+        assert done.stderr.startswith("error: ")
+        assert done.stderr.count("\n") == 1, done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["binary.txt", "file"]
+
+
+def test_more_tokens_than_a_page_holds_are_what_it_holds(folder: Path) -> None:
+    few = measure(folder / "model", folder / "text.txt", 10**6)
+    many = measure(folder / "model", folder / "text.txt", 10**40)
+    assert many.probe.whole
+    np.testing.assert_array_equal(many.probe.ids, few.probe.ids)
+
+
+def test_a_damaged_model_is_named(folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(folder / "model", run / "model")
+    weights = run / "model" / "model.safetensors"
+    write_json(run / "record.json", {"name": "run", "weights_sha256": sha256(weights)})
+    assert measure(run, folder / "text.txt", 50).run == "run"
+    content = bytearray(weights.read_bytes())
+    content[-5] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(UserError, match=r"model\.safetensors is damaged .* exports the model again"):
+        measure(run, folder / "text.txt", 50)
