@@ -29,7 +29,8 @@ from cramming.glue.sources import TaskData, limited, load_hub, load_local
 from cramming.glue.summary import line_of
 from cramming.glue.tasks import Task, chosen_tasks
 from cramming.model.saved import Pretrained, first_line, load_tokenizer
-from cramming.record import recognised, write_record
+from cramming.record import Record, recognised
+from cramming.runs import RecordedRun
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Outcome:
     model: PreTrainedModel | None = None
 
 
-def run_suite(suite: Suite, accelerator: Accelerator | None = None) -> list[dict[str, Any]]:
+def run_suite(suite: Suite, accelerator: Accelerator | None = None) -> list[Record]:
     """Finetune every task with every seed and return the records of all of them, skipped ones included.
 
     All inputs are read and checked, metrics tried and folders made before the first training. A run that diverges or
@@ -107,22 +108,22 @@ def load_task(suite: Suite, task: Task) -> TaskData:
 
 def run_task(
     suite: Suite, accelerator: Accelerator, tokenizer: PreTrainedTokenizerBase, data: TaskData, warmup: int
-) -> list[dict[str, Any]]:
+) -> list[Record]:
     """All seeds of one task; tokenises only when a seed is left to run."""
     settings = {**suite.config.settings(), "task_epochs": epochs_of(suite.config, data.task), "warmup_steps": warmup}
     content = {"data_fingerprint": data.fingerprint(), "weights_sha256": suite.pretrained.weights_sha256}
     encoded: EncodedTask | None = None
     records = []
     for seed in suite.config.seeds:
-        plain = run_name(suite, data.task, settings, seed)
-        name, record = recognised(suite.results_dir, plain, content)
-        if name != plain:
-            print(f"{plain}: that record is of other examples or weights, and stays; this run is {name}")
+        run = recorded_run(suite, data, settings, content, seed)
+        name, record = recognised(suite.results_dir, run.name, content)
+        if name != run.name:
+            print(f"{run.name}: that record is of other examples or weights, and stays; this one is {name}")
         folder = suite.kept / name if suite.kept else None
         if record is None or (folder and not folder.exists()):
             encoded = encoded or encode_task(suite.config, data, tokenizer, warmup)
             outcome = run_seed(suite, accelerator, encoded, seed)
-            record = record or save(suite, name, settings, data, content, seed, outcome)
+            record = record or run.save(outcome.status, samples_of(data), outcome.metrics, outcome.error)
             if folder and outcome.model is not None:
                 write_classifier(outcome.model, tokenizer, data.task, folder)
             elif folder:
@@ -134,9 +135,39 @@ def run_task(
     return records
 
 
-def run_name(suite: Suite, task: Task, settings: dict[str, Any], seed: int) -> str:
-    """Name of a run and its record. It ends in a hash of the settings: other settings never replace a result."""
-    return f"glue-{suite.pretrained.run}-{suite.config.suite}-{task.name}-s{seed}-{short_hash(settings, 6)}"
+def recorded_run(
+    suite: Suite, data: TaskData, settings: dict[str, Any], content: dict[str, str], seed: int
+) -> RecordedRun:
+    """One task with one seed on these examples, as records tell it.
+
+    Its name ends in a hash of the settings: other settings never replace a result.
+    """
+    pretrained, task = suite.pretrained, data.task
+    return RecordedRun(
+        suite.results_dir,
+        kind="glue",
+        name=f"glue-{pretrained.run}-{suite.config.suite}-{task.name}-s{seed}-{short_hash(settings, 6)}",
+        seed=seed,
+        config={"glue": settings, **pretrained.config},
+        content=content,
+        facts={
+            "task": task.name,
+            "suite": suite.config.suite,
+            "headline": task.headline,
+            "pretrain": pretrained.run,
+            "experiment": pretrained.experiment,
+            "ffn": pretrained.ffn,
+            "group": pretrained.group,
+            "partial": bool(data.partial),
+            "partial_reason": data.partial,
+        },
+    )
+
+
+def samples_of(data: TaskData) -> dict[str, int]:
+    """Counts of examples, and of rows that were skipped."""
+    samples = {"train": len(data.train), **{name: len(split) for name, split in data.dev.items()}}
+    return samples | ({"skipped_rows": data.skipped_rows} if data.skipped_rows else {})
 
 
 def run_seed(suite: Suite, accelerator: Accelerator, encoded: EncodedTask, seed: int) -> Outcome:
@@ -157,43 +188,3 @@ def run_seed(suite: Suite, accelerator: Accelerator, encoded: EncodedTask, seed:
     except Exception as error:  # one task's bug or lack of memory must not cost the others their results
         return Outcome("failed", {}, first_line(error))
     return Outcome("finished", metrics, model=made[-1] if made else None)
-
-
-def save(
-    suite: Suite,
-    name: str,
-    settings: dict[str, Any],
-    data: TaskData,
-    content: dict[str, str],
-    seed: int,
-    outcome: Outcome,
-) -> dict[str, Any]:
-    """Write the record of one run and return it as written."""
-    pretrained = suite.pretrained
-    samples = {"train": len(data.train), **{name: len(split) for name, split in data.dev.items()}}
-    if data.skipped_rows:
-        samples["skipped_rows"] = data.skipped_rows
-    return write_record(
-        suite.results_dir,
-        kind="glue",
-        name=name,
-        status=outcome.status,
-        config={"glue": settings, **pretrained.config},
-        seed=seed,
-        data_fingerprint=content["data_fingerprint"],
-        samples=samples,
-        metrics=outcome.metrics,
-        extra={
-            "task": data.task.name,
-            "suite": suite.config.suite,
-            "headline": data.task.headline,
-            "pretrain": pretrained.run,
-            "experiment": pretrained.experiment,
-            "ffn": pretrained.ffn,
-            "group": pretrained.group,
-            "weights_sha256": content["weights_sha256"],
-            "partial": bool(data.partial),
-            "partial_reason": data.partial,
-            **({"error": outcome.error} if outcome.error else {}),
-        },
-    )

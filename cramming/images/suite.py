@@ -34,7 +34,10 @@ def run_images(root: ImagesRoot) -> list[Record]:
         for row, seed in bar:
             bar.set_postfix_str(f"{row.tag} seed {seed}")
             run = recorded_run(results, config, row, seed, fingerprint, library)
-            records.append(run.finished() or train_and_save(run, config, row, data))
+            record = run.finished() or train_and_save(run, config, row, data)
+            if record["name"] != run.name:
+                tqdm.write(f"{run.name}: that record is of other images, and stays; this one is {record['name']}")
+            records.append(record)
     return records
 
 
