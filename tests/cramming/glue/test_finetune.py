@@ -193,7 +193,7 @@ def test_legacy_warmup_takes_the_first_tasks_steps_for_all(suite, tmp_path):
         (lambda model: cut(model / "model.safetensors"), "model.safetensors is damaged"),
         (lambda model: (model / "tokenizer.json").write_text("{}"), "the tokenizer is damaged"),
         (lambda model: change(model, num_hidden_layers=2), "lacks"),
-        (lambda model: change(model, num_hidden_layers=0), "has too many, namely"),
+        (lambda model: change(tiny_run(model.parent, layers=2) / "model", num_hidden_layers=1), "has too many, namely"),
         (lambda model: change(model, hidden_size=64), "do not fit"),
         (lambda model: change(model, ffn={"kind": "dense", "width": 16, "activation": "gelu"}), "lacks"),
         (lambda model: change(model, ffn={"kind": "dense"}), "do not fit"),
