@@ -30,7 +30,7 @@ class DataConfig:
 
     # First part of the prepared folder's name.
     name: str = "docs"
-    # docs: docstrings of the installed packages; text: local files; hub: streamed; readymade: streamed token ids.
+    # docs: docstrings of the lock file's packages; text: local files; hub: streamed; readymade: streamed token ids.
     source: str = "docs"
     # Globs of .txt, .jsonl (both also .xz, .gz, .zst) and .parquet; an empty line ends a document in .txt.
     files: list[str] = field(default_factory=list)

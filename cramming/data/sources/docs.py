@@ -1,46 +1,26 @@
-"""Source `docs`: prose of the installed packages' docstrings, read with `ast`. Not for cleaning one docstring."""
+"""Source `docs`: prose of installed packages' docstrings, the same on every machine. Not for cleaning one docstring."""
 
-import ast
 import hashlib
-import importlib.metadata
-import os
-import platform
 import re
-import site
 import sys
-import sysconfig
-import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from cramming.data.sources.docstrings import docstrings
+from cramming.data.sources.packages import CodeFile, Installed, locked_packages
 from cramming.data.sources.prose import paragraphs
 from cramming.data.sources.source import Advance, digest, fraction, no_progress
 from cramming.data.workers import in_order, worker_count, worker_pool
 from cramming.errors import UserError
+from cramming.files import short_hash
 
-# Tests speak about themselves; vendored copies and installers repeat other packages.
-SKIPPED_FOLDERS = {"test", "tests", "testing", "_vendor", "vendored", "__pycache__", "site-packages", "dist-packages"}
-OWN_PACKAGES = {"fff", "cramming"}
-TRIPLE_QUOTED = re.compile(rb'"""(.{40,}?)"""|\'\'\'(.{40,}?)\'\'\'', re.DOTALL)
-MAX_FILE_BYTES = 4_000_000
+# Of the documents that the lock file's packages give; renewed with the lock file.
+STANDARD_SHA256 = "4326df9373789d794a4ad22c60989edc61fe3c778d74168c40b56ee0a80a8b8d"
 FILES_PER_TASK = 16
 MIN_DOCUMENT_CHARACTERS = 600
 LOWER_WORD = re.compile(r"\b[a-z]+\b")
-
-Roots = list[tuple[str, Path]]
-
-
-def default_roots() -> Roots:
-    """Folders with Python code as (name, folder): the standard library, then every site-packages of the interpreter."""
-    paths = sysconfig.get_paths()
-    packages = [paths["purelib"], paths["platlib"], *site.getsitepackages()]
-    roots = {Path(paths["stdlib"]).resolve(): "stdlib"}
-    for folder in packages:
-        roots.setdefault(Path(folder).resolve(), "packages")
-    return [(name, folder) for folder, name in roots.items() if folder.is_dir()]
 
 
 class DocsSource:
@@ -49,23 +29,29 @@ class DocsSource:
     Paragraphs that occur before in the corpus (names and numbers aside) are left out.
     """
 
-    def __init__(self, workers: int, roots: Roots | None = None) -> None:
+    def __init__(self, workers: int, installed: Installed | None = None) -> None:
         self.workers = worker_count(workers)
-        self.roots = default_roots() if roots is None else roots
+        self.installed = locked_packages() if installed is None else installed
         self.texts: list[str] = []
 
     def identity(self) -> Any:
-        """The interpreter's version and the installed packages with theirs."""
-        packages = {(item.metadata["Name"], item.version) for item in importlib.metadata.distributions()}
-        names = sorted(f"{name}=={version}" for name, version in packages)
-        return {"python": platform.python_version(), "packages": names, "roots": [name for name, _ in self.roots]}
+        """The packages' versions and the hashes of their files as they were installed."""
+        files = short_hash([[file.name, file.sha256] for file in self.installed.files])
+        return {"packages": self.installed.versions, "files": files}
 
     def check(self) -> None:
-        """Extract everything: it fits into memory. UserError when there is no prose."""
+        """Extract everything: it fits into memory. UserError when there is no prose; tells what is not standard."""
         self.texts = self.extract()
+        left_out = ", ".join(self.installed.left_out)
         if not self.texts:
-            folders = ", ".join(str(folder) for _, folder in self.roots)
-            raise UserError(f"data.source=docs found no docstrings under {folders}; use data.source=text.")
+            raise UserError(
+                f"data.source=docs found no docstrings (left out: {left_out or 'nothing'}); "
+                "run `make setup`, or use data.source=text."
+            )
+        if left_out:
+            print(f"not the standard corpus: without {left_out}; `make setup` installs them", file=sys.stderr)
+        elif self.documents_sha256() != STANDARD_SHA256:
+            print("not the standard corpus: the packages hold other text than it was made of", file=sys.stderr)
 
     def total(self) -> int | None:
         """UTF-8 bytes of the documents."""
@@ -75,92 +61,63 @@ class DocsSource:
         """All documents, or those whose hash falls into a share of `megabytes`."""
         share = 1.0 if megabytes is None else megabytes * 1e6 / max(1, self.total() or 1)
         for text in self.texts:
-            # From the high end of the hash: the held-out share takes its low end.
-            if 1 - fraction(digest(text)) <= share:
+            # Not the digest that decides what is held out: the sample has its share of both.
+            if fraction(digest(f"sample {text}")) < share:
                 advance(len(text.encode()))
                 yield text
 
     def held_out(self) -> None:
         """Held out by hash."""
 
-    def provenance(self) -> dict[str, Any]:
-        """Hash of the extracted documents and the environment they came from."""
+    def documents_sha256(self) -> str:
+        """Hash of the extracted documents."""
         whole = hashlib.sha256()
         for text in self.texts:
             whole.update(text.encode() + b"\0")
-        return {"source": "docs", "documents_sha256": whole.hexdigest(), "environment": self.identity()}
+        return whole.hexdigest()
+
+    def provenance(self) -> dict[str, Any]:
+        """Hash of the extracted documents and the environment they came from."""
+        return {"source": "docs", "documents_sha256": self.documents_sha256(), "environment": self.identity()}
 
     def extract(self) -> list[str]:
-        """Parse and clean every file in the worker processes, then drop repetitions in the files' order."""
-        files = python_files(self.roots)
+        """Read and clean every file in the worker processes, then drop repetitions in the files' order."""
+        files = self.installed.files
         tasks = [files[start : start + FILES_PER_TASK] for start in range(0, len(files), FILES_PER_TASK)]
-        total = sum(path.stat().st_size for _, path in files)
         joined = DocumentJoiner()
         with (
-            tqdm(desc="docstrings", total=total, unit="B", unit_scale=True, file=sys.stderr, mininterval=0.5) as bar,
+            tqdm(desc="docstrings", total=len(files), unit=" files", file=sys.stderr, mininterval=0.5) as bar,
             worker_pool(self.workers) as pool,
         ):
-            for modules, size in in_order(pool, read_modules, tasks, 4 * self.workers):
+            for modules in in_order(pool, read_modules, tasks, 4 * self.workers):
                 for package, found in modules:
                     joined.add(package, found)
-                bar.update(size)
+                bar.update(min(FILES_PER_TASK, len(files) - bar.n))
         return joined.finish()
 
 
-def python_files(roots: Roots) -> list[tuple[str, Path]]:
-    """(name below its root, path) of every Python file that may hold prose, sorted by name within each root."""
-    found: list[tuple[str, Path]] = []
-    for label, root in roots:
-        inside = []
-        for folder, folders, names in os.walk(root):
-            folders[:] = [name for name in folders if name not in SKIPPED_FOLDERS and not name.endswith(".dist-info")]
-            if folder == str(root):
-                folders[:] = [name for name in folders if name not in OWN_PACKAGES]
-            for name in names:
-                if name.endswith(".py") and not name.startswith(("test_", "__editable__")):
-                    path = Path(folder, name)
-                    inside.append((f"{label}/{path.relative_to(root).as_posix()}", path))
-        found += sorted(inside)
-    return found
-
-
-def read_modules(files: list[tuple[str, Path]]) -> tuple[list[tuple[str, list[str]]], int]:
-    """((package, paragraphs) of each file that has prose, bytes read)."""
-    modules, size = [], 0
-    for name, path in files:
-        try:
-            code = path.read_bytes()
-        except OSError:
-            continue
-        size += len(code)
+def read_modules(files: list[CodeFile]) -> list[tuple[str, list[str]]]:
+    """(package, paragraphs) of each file that has prose; UserError for a file that is not what was installed."""
+    modules = []
+    for file in files:
+        code = file.path.read_bytes() if file.path.is_file() else b""
+        if hashlib.sha256(code).hexdigest() != file.sha256:
+            raise UserError(
+                f"{file.path} was changed after it was installed, and data.source=docs reads it; "
+                f"install {file.package} again (pip install --force-reinstall --no-deps), or use data.source=text."
+            )
         if found := module_paragraphs(code):
-            modules.append(("/".join(name.split("/")[:2]), found))
-    return modules, size
+            modules.append((file.package, found))
+    return modules
 
 
 def module_paragraphs(code: bytes) -> list[str]:
-    """Prose of a module's docstrings in source order; empty for code that does not parse."""
-    if len(code) > MAX_FILE_BYTES or not TRIPLE_QUOTED.search(code):
-        return []
+    """Prose of a module's docstrings in source order; empty for code that is not UTF-8."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            tree = ast.parse(code)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        text = code.decode().replace("\r\n", "\n")
+    except UnicodeDecodeError:
         return []
-    return [paragraph for docstring in docstrings(tree) for paragraph in paragraphs(docstring)]
-
-
-def docstrings(node: ast.AST) -> Iterator[str]:
-    """Docstrings of a module, its classes and functions at any depth of definitions, in source order."""
-    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-        if docstring := ast.get_docstring(node, clean=False):
-            yield docstring
-        for child in node.body:
-            yield from docstrings(child)
-    elif isinstance(node, ast.If | ast.Try):
-        for child in node.body:
-            yield from docstrings(child)
+    return [paragraph for docstring in docstrings(text) for paragraph in paragraphs(docstring)]
 
 
 class DocumentJoiner:

@@ -36,10 +36,10 @@ SUBSTITUTIONS = tuple(
         (r"\(?<?https?://[^\s)>]+[)>]?", ""),
         (r"(?<=\w)_(?=[\s.,;]|$)", ""),
         (r"\(\s*\)", ""),
-        (r"\s+([.,;:!?])(?=\s|$)", r"\1"),
-        (r"\s+", " "),
     )
 )
+MARKUP = re.compile(r"[\[`{*_\\(]|http")  # no substitution changes a block that has none of it
+SPACES = tuple((re.compile(pattern), to) for pattern, to in ((r"\s+([.,;:!?])(?=\s|$)", r"\1"), (r"\s+", " ")))
 SENTENCE_END = re.compile(
     r"(?<=[.!?])(?<!\be\.g\.)(?<!\bi\.e\.)(?<!\betc\.)(?<!\bcf\.)(?<!\bvs\.)[\"')]*\s+(?=[\"'(]?[A-Z0-9])"
 )
@@ -56,12 +56,15 @@ FUNCTION_WORD_LIST = (
     "before also about out up i"
 )
 FUNCTION_WORDS = frozenset(FUNCTION_WORD_LIST.split())
+MIN_WORDS, MAX_WORDS = 5, 90  # in a sentence
 
 
 def paragraphs(docstring: str) -> list[str]:
     """The docstring's paragraphs of English sentences, each on one line; empty when it has none."""
     found = []
     for block in blocks(inspect.cleandoc(docstring).splitlines()):
+        if block.count(" ") < MIN_WORDS - 1:
+            continue
         sentences = [sentence for sentence in SENTENCE_END.split(plain(block)) if is_prose(sentence)]
         if sentences:
             found.append(" ".join(sentences))
@@ -172,7 +175,7 @@ class BlockReader:
 def plain(block: str) -> str:
     """The block without inline markup (reStructuredText, Markdown, epytext) and addresses."""
     block = block.replace("“", '"').replace("”", '"').replace("’", "'").replace("‘", "'")
-    for pattern, replacement in SUBSTITUTIONS:
+    for pattern, replacement in (*SUBSTITUTIONS, *SPACES) if MARKUP.search(block) else SPACES:
         block = pattern.sub(replacement, block)
     return block.strip()
 
@@ -180,7 +183,9 @@ def plain(block: str) -> str:
 def is_prose(sentence: str) -> bool:
     """Whether it reads as one whole English sentence: capital, full stop, words, few names of code."""
     words = sentence.split()
-    if not 5 <= len(words) <= 90 or sentence[-1] not in ".!?" or not FIRST.match(sentence) or CODE.search(sentence):
+    if not MIN_WORDS <= len(words) <= MAX_WORDS or sentence[-1] not in ".!?":
+        return False
+    if not FIRST.match(sentence) or CODE.search(sentence):
         return False
     if sentence.count('"') % 2 or sentence.count("(") != sentence.count(")"):
         return False
