@@ -46,8 +46,7 @@ def prepare(config: DataConfig, output_dir: Path) -> PreparedData:
     Raises:
         UserError: sources, tokenizer or disk do not allow it, or an existing result is damaged.
     """
-    source = make_source(config)
-    final = output_dir / "data" / f"{config.name}-{key(config, source)}"
+    source, final = make_source(config), place(config, output_dir)
     if final.is_dir():
         return open_prepared(final)
     with no_space(output_dir, "output_dir"):
@@ -55,6 +54,11 @@ def prepare(config: DataConfig, output_dir: Path) -> PreparedData:
             if not final.is_dir():
                 make(config, source, final)
         return open_prepared(final)
+
+
+def place(config: DataConfig, output_dir: Path) -> Path:
+    """Where the data of this configuration and of its sources, as they are now, are or will be prepared."""
+    return output_dir / "data" / f"{config.name}-{key(config, make_source(config))}"
 
 
 def make_source(config: DataConfig) -> Source | None:

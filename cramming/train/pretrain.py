@@ -7,10 +7,10 @@ import torch
 
 from cramming.data.shards import MANIFEST, PreparedData, open_prepared
 from cramming.errors import UserError
-from cramming.files import locked, read_json, write_json
+from cramming.files import locked
 from cramming.parallel.world import World, open_world
-from cramming.record import record_file
 from cramming.train.assemble import check_layer
+from cramming.train.finished import ended_already
 from cramming.train.root import PretrainRoot
 from cramming.train.run import Run, RunFolder
 from cramming.train.tracking import check_wandb
@@ -23,15 +23,11 @@ def pretrain(root: PretrainRoot, prepared: Path | None = None) -> Path:
         prepared: folder of its prepared data, where they were made elsewhere; without it they are made or found here.
 
     Raises:
-        UserError: bad configuration, data or checkpoint; Diverged when the loss is no number any more.
+        UserError: bad configuration, data or checkpoint, or the run has ended on other data.
+        Diverged: the loss is no number any more.
     """
     folder = RunFolder(root.run_folder)
-    if folder.record.exists():
-        print(f"{root.run_name} is finished already: {folder.path}")
-        kept = record_file(Path(root.results_dir), root.run_name)
-        if not kept.exists():
-            write_json(kept, read_json(folder.record))
-            print(f"written    {kept}, which was missing, from {folder.record}")
+    if ended_already(root, prepared):
         return folder.path
     world = open_world("train.precision", root.train.precision, cpu=not torch.cuda.is_available())
     # Before the data, whose preparation may take hours.

@@ -167,6 +167,7 @@ class Run:
                 "parameters": self.parameters,
             },
             metrics=history_metrics(rows, self.unigram),
+            processes=self.world.size,
             extra={
                 "experiment": root.experiment,
                 "ffn": root.ffn.tag,

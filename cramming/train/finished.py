@@ -1,0 +1,66 @@
+"""A pretraining run that has ended: recognised, with the data that it was trained on. Not the run itself (run.py)."""
+
+from pathlib import Path
+
+from cramming.data.shards import MANIFEST, find_prepared
+from cramming.errors import UserError
+from cramming.files import read_json, write_json
+from cramming.record import read_record, recognised, record_file
+from cramming.train.root import PretrainRoot
+
+# Sources on this machine: what they hold now is known without a download.
+LOCAL = ("docs", "text")
+
+
+def ended_already(root: PretrainRoot, prepared: Path | None) -> bool:
+    """Whether the run has ended; says so, and puts its record back among the results where it is missing.
+
+    Raises:
+        UserError: its record is damaged, or it ended on other data than the configuration names now.
+    """
+    path = root.run_folder / "record.json"
+    if not path.exists():
+        return False
+    record = read_record(path)
+    data = record.get("data_fingerprint", "")
+    now = present_data(root, prepared, data)
+    if now is not None and now != data:
+        raise UserError(
+            f"{root.run_name} is {record['status']} already, on data of fingerprint {data}; data.* gives {now} now. "
+            "For a new run give the new text a name of its own (data.name=...), or put the old text back."
+        )
+    print(f"{root.run_name} is {record['status']} already: {root.run_folder}")
+    name, _ = recognised(Path(root.results_dir), record["name"], {"data_fingerprint": data})
+    kept = record_file(Path(root.results_dir), name)
+    if not kept.exists():
+        write_json(kept, record | {"name": name})
+        print(f"written    {kept}, which was missing, from {path}")
+    return True
+
+
+def present_data(root: PretrainRoot, prepared: Path | None, trained: str) -> str | None:
+    """Fingerprint of the data that the configuration names now; None where that cannot be known without a download.
+
+    Text whose files are not the prepared ones any more is prepared again: only that says whether its content changed.
+
+    Args:
+        prepared: folder of prepared data that stands for the sources.
+        trained: fingerprint of what the run was trained on.
+    """
+    if prepared is not None:
+        return str(read_json(prepared / MANIFEST)["fingerprint"])
+    if root.data.source not in LOCAL:
+        return None
+    from cramming.data.prepare import place, prepare  # its sources need libraries that a machine may lack
+
+    folder = Path(root.output_dir)
+    try:
+        final = place(root.data, folder)
+        if (final / MANIFEST).is_file():
+            return str(read_json(final / MANIFEST)["fingerprint"])
+        if find_prepared(folder, trained) is None:  # removed since: nothing says that the sources have changed
+            return None
+        print("the sources are not those that were prepared; comparing what they hold", flush=True)
+        return prepare(root.data, folder).fingerprint
+    except UserError:  # gone, or unreadable: then there is nothing else to train on
+        return None
