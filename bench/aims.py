@@ -1,4 +1,4 @@
-"""What the layer and the model should reach on a CPU, and what a report of the benchmark has of it. Not its timing.
+"""What the layer and the model should reach on a CPU, and what the rows of a benchmark have of it. Not its timing.
 
 The aims are ratios: of the layer to the fastest dense layer of as many neurons, of the whole model to the one with a
 dense feedforward of 3072 or with none. `scripts/bench.py --aims` runs `settings` and writes `table`.
@@ -6,26 +6,27 @@ dense feedforward of 3072 or with none. `scripts/bench.py --aims` runs `settings
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
-from bench.layer import Setting
-from bench.model import Scale
+from bench.encoder import Scale
+from bench.options import Setting, Shape
+from bench.rows import SpeedRow
 
-Report = dict[str, Any]
-Row = dict[str, Any]
+Rows = Sequence[SpeedRow]
 PATH_ONLY = ("cpu", "gather")
 DTYPES = (torch.float32, torch.bfloat16)
-MEMORY_SHAPES, MEMORY_TOKENS = "1x11", 16384
+MEMORY_SHAPES, MEMORY_TOKENS = [Shape(1, 11)], 16384
+
+Value = Callable[[Rows, int], float | None]  # of a report's rows and a number of threads
 
 
 @dataclass(frozen=True)
 class Aim:
-    """One line of the table: what is asked for and where the report has it; `least` or `most` of it is wanted."""
+    """One line of the table: what is asked for and where the rows have it; `least` or `most` of it is wanted."""
 
     what: str
-    value: Callable[[Report, int], float | None]  # of a report and a number of threads
+    value: Value
     least: float | None = None
     most: float | None = None
     unit: str = "x"
@@ -63,58 +64,45 @@ def models(scale: Scale) -> Scale:
     return replace(scale, batches=(1, 32), dtypes=DTYPES)
 
 
-def _part(report: Report, name: str, threads: int) -> list[Row]:
-    return [row for part in report.get(name, []) if part["machine"]["threads"] == threads for row in part["rows"]]
+def _found(rows: Rows, **wanted: object) -> SpeedRow | None:
+    """The first row with these columns."""
+    return next((row for row in rows if all(getattr(row, key) == value for key, value in wanted.items())), None)
 
 
 def _layer(
     shape: str, tokens: int, dtype: str, mode: str = "inference", provider: str = "cpu", against: str = "dense"
-) -> Callable[[Report, int], float | None]:
+) -> Value:
     """How many times faster a provider is than the dense layers, or than another provider."""
 
-    def value(report: Report, threads: int) -> float | None:
-        wanted = {"shape": shape, "tokens": tokens, "dtype": dtype, "mode": mode}
-        rows = {
-            row["provider"]: row
-            for row in _part(report, "layers", threads)
-            if all(row[key] == item for key, item in wanted.items())
-        }
-        if provider not in rows:
-            return None
-        ours = rows[provider]
-        if against == "dense":
-            return float(ours["times_faster_than_dense"])
-        return rows[against]["median_s"] / ours["median_s"] if against in rows else None
-
-    return value
-
-
-def _model(work: str, column: str, dtype: str, batch: int | None = None) -> Callable[[Report, int], float | None]:
-    """A column of the whole model with 1x11."""
-
-    def value(report: Report, threads: int) -> float | None:
-        for row in _part(report, "models", threads):
-            if (row["work"], row["ffn"], row["dtype"]) == (work, "1x11", dtype) and batch in (None, row["batch"]):
-                return float(row[column])
-        return None
+    def value(rows: Rows, threads: int) -> float | None:
+        group = {"shape": shape, "tokens": tokens, "dtype": dtype, "mode": mode, "threads": threads}
+        ours = _found(rows, what="layer", name=provider, **group)
+        if ours is None or against == "dense":
+            return None if ours is None else ours.ratio
+        theirs = _found(rows, what="layer", name=against, **group)
+        return None if theirs is None else theirs.median / ours.median
 
     return value
 
 
 def _share(batch: int, dtype: str) -> Aim:
     """Of the speed that the encoder would have without feedforward layers, in percent."""
-    part = _model("inference", "share_of_bound", dtype, batch)
 
-    def value(report: Report, threads: int) -> float | None:
-        found = part(report, threads)
-        return None if found is None else 100 * found
+    def value(rows: Rows, threads: int) -> float | None:
+        found = _found(rows, what="encoder", name="1x11", dtype=dtype, sequences=batch, threads=threads)
+        return None if found is None or found.ratio_second is None else 100 * found.ratio_second
 
     return Aim(f"encoder, {batch} x 128, {dtype}, share of the bound", value, 97, unit=" %")
 
 
-def _memory(report: Report, threads: int) -> float | None:
-    found = [row["mb"] for row in report.get("memory", []) if (row["shape"], row["provider"]) == ("1x11", "cpu")]
-    return found[0] if found else None
+def _step(rows: Rows, threads: int) -> float | None:
+    found = _found(rows, what="pretraining step", name="1x11", dtype="float32", threads=threads)
+    return None if found is None else found.ratio
+
+
+def _memory(rows: Rows, threads: int) -> float | None:
+    found = _found(rows, what="training memory", shape="1x11", name="cpu")
+    return None if found is None else found.median
 
 
 AIMS = (
@@ -130,21 +118,19 @@ AIMS = (
     Aim("the same, against masked", _layer("1x11", 16384, "float32", "training", against="masked"), 180),
     Aim("32x6, training step, 16384 tokens, float32", _layer("32x6", 16384, "float32", "training"), 8),
     *(_share(batch, dtype) for dtype in ("float32", "bfloat16") for batch in (1, 32)),
-    Aim(
-        "whole pretraining step against dense 3072", _model("pretraining step", "times_faster_than_dense", "fp32"), 2.3
-    ),
+    Aim("whole pretraining step against dense 3072", _step, 2.3),
     Aim("1x11, memory of a training step, 16384 tokens", _memory, most=130, unit=" MB"),
     Aim("plain torch (gather), 16384 tokens", _layer("1x11", 16384, "float32", provider="gather"), 11),
     Aim("plain torch (gather), training step", _layer("1x11", 16384, "float32", "training", "gather"), 17),
 )
 
 
-def table(report: Report, threads: Sequence[int]) -> str:
-    """The aims and what the report has of them, as Markdown; what is missed is in bold."""
+def table(rows: Rows, threads: Sequence[int]) -> str:
+    """The aims and what the rows have of them, as Markdown; what is missed is in bold."""
     lines = ["| what | aim | " + " | ".join(f"{count} thread{'s' * (count > 1)}" for count in threads) + " |"]
     lines.append("|---" * (len(threads) + 2) + "|")
     for aim in AIMS:
-        cells = [_cell(aim, aim.value(report, count)) for count in threads]
+        cells = [_cell(aim, aim.value(rows, count)) for count in threads]
         lines.append(f"| {aim.what} | {aim.wanted} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

@@ -3,221 +3,146 @@
 Providers and dense layers run in turn (A B C A B C ...) on rotating, written, random inputs; medians are compared. The
 opponent is the fastest dense layer of as many neurons (or of the next multiple of 64, which suits products better), of
 float32 and the layer's own type, plain and compiled; beside it the usual feedforward layer, 4 times as wide as the
-model. A turn repeats quick calls, so that a layer is timed with its own weights in the caches; the first call of each
-turn, which finds the others' there, is reported beside it as cold.
+model. A turn repeats quick calls, so that a layer is timed with its own weights in the caches. The first call of each
+turn finds the other layers' weights in the caches instead; its time is reported beside as cold.
 """
 
-import argparse
-import itertools
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bench.cases import WIDTH, Case, check, dense, training_step
+from bench.cases import WIDTH, Case, dense, training_step
+from bench.contenders import Layer, contenders
+from bench.options import Setting, check_out, name_of, parser, settings, thread_counts
+from bench.rows import SpeedRow, stamp, write_rows
 from bench.timing import figures, interleaved
-from cramming.machine import describe, peaks, this_device
-from fff.kernels import PROVIDERS
+from cramming.door import door
+from cramming.machine import peaks, this_device
+from fff.layers.leaf import LeafFFF
 from fff.layers.path import PathFFF
 from fff.testing import inputs
 from fff.topology import trained_neurons, used_neurons
 
 ALIGNED = 64
 ROTATING = 4  # inputs of a case
-# Above, the authors' form would take most of the time and memory of a run; a GPU's products are fast enough.
-MASKED_MOST_TOKENS = {"cpu": 16384}
+Floors = dict[str, float]
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What a group of rows has in common."""
-
-    trees: int
-    depth: int
-    tokens: int
-    dtype: torch.dtype
-    mode: str  # inference | training
-    inputs: str = "iid"
-    compiled: bool = False  # dense layers also through torch.compile
-    seconds: float = 2.0  # for each case
-    providers: tuple[str, ...] = ()  # those that are timed; empty for all that can
-
-    @property
-    def title(self) -> dict[str, Any]:
-        """The row's first columns."""
-        return {
-            "shape": f"{self.trees}x{self.depth}",
-            "tokens": self.tokens,
-            "dtype": str(self.dtype)[6:],
-            "mode": self.mode,
-            "inputs": self.inputs,
-        }
-
-
-def layers(base: PathFFF, setting: Setting, xs: list[Tensor]) -> tuple[dict[str, PathFFF], dict[str, float]]:
-    """The layer's weights under every provider that can take them here, checked; and their errors."""
-    found, errors = {}, {}
-    for name, provider in PROVIDERS.items():
-        if name == "reference" or provider.available(xs[0].device, setting.dtype):
-            continue
-        if name == "triton" and xs[0].device.type == "cpu":
-            continue  # Triton's interpreter
-        if setting.providers and name not in setting.providers:
-            continue
-        if name == "masked" and setting.tokens > MASKED_MOST_TOKENS.get(xs[0].device.type, setting.tokens):
-            continue
-        layer = PathFFF(
-            base.d_in,
-            base.d_out,
-            base.depth,
-            base.trees,
-            bias=base.b_in is not None,
-            activation=base.activation,
-            provider=name,
-        )
-        layer = layer.to(xs[0].device, setting.dtype)
-        layer.load_state_dict(base.state_dict())
-        errors[name] = check(layer, xs[0])
-        found[name] = layer
-    return found, errors
-
-
-def measure(setting: Setting, device: torch.device) -> list[dict[str, Any]]:
-    """Rows of one setting, for a layer with random weights and inputs."""
+def measure(setting: Setting, device: torch.device, known: Floors | None = None) -> list[SpeedRow]:
+    """Rows of one setting, for a layer with random weights and inputs; `known` columns go into each."""
     torch.manual_seed(0)
-    base = PathFFF(WIDTH, WIDTH, setting.depth, setting.trees).to(device)
-    return compare(base, [x.to(device) for x in inputs(setting.inputs, setting.tokens, WIDTH, ROTATING)], setting)
+    base: Layer = (
+        PathFFF(WIDTH, WIDTH, setting.depth, setting.trees)
+        if setting.leaf_width is None
+        else LeafFFF(WIDTH, WIDTH, setting.depth, setting.leaf_width)
+    )
+    xs = inputs(setting.inputs, setting.tokens, WIDTH, ROTATING)
+    return compare(base.to(device), [x.to(device) for x in xs], setting, known or {})
 
 
-def compare(base: PathFFF, wide: list[Tensor], setting: Setting) -> list[dict[str, Any]]:
+def compare(base: Layer, wide: list[Tensor], setting: Setting, known: dict[str, Any]) -> list[SpeedRow]:
     """Rows of one setting on float32 inputs (N, d_in): a layer under every provider, and the dense layers."""
-    xs = [x.to(setting.dtype) for x in wide]
+    device, inference = wide[0].device, setting.mode == "inference"
     if setting.compiled:
         torch._dynamo.reset()  # beyond a number of layers of one class torch runs further ones uncompiled
-    found, errors = layers(base, setting, xs)
-    inference = setting.mode == "inference"
+    xs = [x.to(setting.dtype) for x in wide]
+    found, errors = contenders(base, setting, xs[0])
     run = nn.Module.__call__ if inference else training_step
-    cases = {name: Case(run, layer, xs) for name, layer in found.items()}
-    neurons = trained_neurons(base.trees, base.depth)
+    neurons = trained(base)
     equal, usual = (neurons, -neurons // ALIGNED * -ALIGNED), 4 * base.d_in
-    # A CPU may do float32 faster than the layer's own type, a GPU never.
-    on_cpu = wide[0].device.type == "cpu"
-    for dtype in dict.fromkeys((torch.float32, setting.dtype) if on_cpu else (setting.dtype,)):
-        for width in dict.fromkeys((*equal, usual)):
-            name, module = f"dense {width} {str(dtype)[6:]}", dense(width, dtype, base.d_in).to(wide[0].device)
-            cases[name] = Case(run, module, wide if dtype == torch.float32 else xs)
-            if setting.compiled:
-                cases[f"{name} compiled"] = Case(run, torch.compile(module), cases[name].inputs)  # type: ignore[arg-type]
+    cases = {name: Case(run, layer, xs) for name, layer in found.items()}
+    cases |= dense_cases(run, dict.fromkeys((*equal, usual)), wide, xs, setting.compiled)
     for case in cases.values():
         case.module.train(not inference)
     with torch.inference_mode(inference):  # once, because entering it takes a fifth of a call for one token
-        timed = interleaved(cases, wide[0].device, setting.seconds)
+        timed = interleaved(cases, device, setting.seconds)
     rows = {name: figures(samples) for name, samples in timed.items()}
-    opponents = tuple(f"dense {width} " for width in equal)
+    opponent, second = fastest(rows, equal, "median"), fastest(rows, (usual,), "median")
+    cold = rows[fastest(rows, equal, "cold")]["cold"]
+    same = {"what": "layer", "width": base.d_in, **setting.title, **stamp(device, torch.get_num_threads()), **known}
     return [
-        {
-            **setting.title,
-            "provider": name,
+        SpeedRow(
+            name=name,
+            provider=name if name in found else None,
+            **same,
             **row,
-            "times_faster_than_dense": fastest(rows, opponents, "median_s") / row["median_s"],
-            "times_faster_than_usual": fastest(rows, (f"dense {usual} ",), "median_s") / row["median_s"],
-            "times_faster_cold": fastest(rows, opponents, "cold_s") / row["cold_s"],
-            "relative_error": errors.get(name),
-        }
+            opponent=opponent,
+            ratio=rows[opponent]["median"] / row["median"],
+            ratio_cold=cold / row["cold"],
+            second=second,
+            ratio_second=rows[second]["median"] / row["median"],
+            relative_error=errors.get(name),
+        )
         for name, row in rows.items()
     ]
 
 
-def fastest(rows: dict[str, dict[str, Any]], names: tuple[str, ...], key: str) -> float:
-    """The least time of the cases whose names begin so."""
-    return min(row[key] for name, row in rows.items() if name.startswith(names))
+def trained(base: Layer) -> int:
+    """Neurons that a layer has: those of a dense layer of its size."""
+    if isinstance(base, LeafFFF):
+        return 2**base.depth * base.leaf_width
+    return trained_neurons(base.trees, base.depth)
 
 
-def floor(setting: Setting, peak: dict[str, float], size: int = WIDTH) -> dict[str, float]:
-    """Seconds that the path's operations, or the bytes that must move, take at the machine's best."""
-    used = used_neurons(setting.trees, setting.depth)
+def dense_cases(
+    run: Any, widths: dict[int, None], wide: list[Tensor], xs: list[Tensor], compiled: bool
+) -> dict[str, Case]:
+    """Dense layers by name, "dense 4096 float32": of the layer's own type, and of float32 where that may be faster."""
+    device, found = wide[0].device, {}
+    # A CPU may do float32 faster than the layer's own type, a GPU never.
+    for dtype in dict.fromkeys((torch.float32, xs[0].dtype) if device.type == "cpu" else (xs[0].dtype,)):
+        for width in widths:
+            name, module = f"dense {width} {name_of(dtype)}", dense(width, dtype, wide[0].shape[1]).to(device)
+            found[name] = Case(run, module, wide if dtype == torch.float32 else xs)
+            if compiled:
+                found[f"{name} compiled"] = Case(run, torch.compile(module), found[name].inputs)  # type: ignore[arg-type]
+    return found
+
+
+def fastest(rows: dict[str, dict[str, Any]], widths: Sequence[int], key: str) -> str:
+    """The name of the dense row of these widths whose time is the least."""
+    beginnings = tuple(f"dense {width} " for width in widths)
+    return min((name for name in rows if name.startswith(beginnings)), key=lambda name: rows[name][key])
+
+
+def floors(setting: Setting, peak: dict[str, float], size: int = WIDTH) -> Floors:
+    """Columns: seconds that the path's operations, or the bytes that must move, take at the machine's best."""
     passes = 1 if setting.mode == "inference" else 3
     item = torch.empty((), dtype=setting.dtype).element_size()
-    flops = passes * 4 * size * used * setting.tokens
-    rows = min(setting.trees * (2 ** (setting.depth + 1) - 1), used * setting.tokens)
+    used: float = used_neurons(setting.trees, setting.depth)
+    neurons: float = trained_neurons(setting.trees, setting.depth)
+    if setting.leaf_width is not None:  # a decision has one row where a neuron has two
+        used, neurons = setting.leaf_width + setting.depth / 2, 2**setting.depth * (setting.leaf_width + 0.5)
+    rows = min(neurons, used * setting.tokens)
     weights, tokens = 2 * rows * size * item, 2 * setting.tokens * size * item
     return {
-        "operations_s": flops / peak["gflops"] / 1e9,
-        "bytes_s": passes * (tokens / peak["memory_gb_per_s"] + weights / peak["cache_gb_per_s"]) / 1e9,
+        "floor_operations_s": passes * 4 * size * used * setting.tokens / peak["gflops"] / 1e9,
+        "floor_bytes_s": passes * (tokens / peak["memory_gb_per_s"] + weights / peak["cache_gb_per_s"]) / 1e9,
+        **{f"peak_{name}": value for name, value in peak.items()},
     }
 
 
-def show(setting: Setting, rows: list[dict[str, Any]], least: dict[str, float]) -> None:
+def show(setting: Setting, rows: list[SpeedRow]) -> None:
     """Print the rows of one setting."""
     print("\n" + "  ".join(str(value) for value in setting.title.values()), flush=True)
     for row in rows:
-        per_token = row["median_s"] / row["tokens"] * 1e6
-        spread = f"[{row['min_s'] * 1e3:.3f}-{row['max_s'] * 1e3:.3f}]"
+        assert row.least is not None
+        assert row.most is not None
+        spread = f"[{row.least * 1e3:.3f}-{row.most * 1e3:.3f}]"
         print(
-            f"  {row['provider']:<28} {row['median_s'] * 1e3:10.3f} ms {spread:<24} {per_token:9.3f} us/token "
-            f"{row['times_faster_than_dense']:8.2f}x  {row['times_faster_than_usual']:8.2f}x of usual "
-            f"{row['times_faster_cold']:8.2f}x cold"
+            f"  {row.name:<28} {row.median * 1e3:10.3f} ms {spread:<24} {row.median / row.tokens * 1e6:9.3f} us/token "
+            f"{row.ratio:8.2f}x  {row.ratio_second:8.2f}x of usual {row.ratio_cold:8.2f}x cold"
         )
-    print(
-        f"  floors: operations {least['operations_s'] * 1e3:.3f} ms, bytes {least['bytes_s'] * 1e3:.3f} ms", flush=True
-    )
+    least = rows[0]
+    if least.floor_operations_s is not None and least.floor_bytes_s is not None:
+        operations, moved = least.floor_operations_s * 1e3, least.floor_bytes_s * 1e3
+        print(f"  floors: operations {operations:.3f} ms, bytes {moved:.3f} ms", flush=True)
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line; its defaults are fit for the device that is there."""
-    gpu = torch.cuda.is_available()
-    found = argparse.ArgumentParser(prog="bench.layer", description=__doc__)
-    shapes = "1x11,32x6,128x4" if gpu else "1x11,32x6"
-    found.add_argument("--shapes", default=shapes, help="trees x depth, comma-separated; empty for no layers")
-    found.add_argument("--tokens", default="128,16384" if gpu else "1,128,2048")
-    found.add_argument("--dtypes", default="bfloat16" if gpu else "float32")
-    found.add_argument("--modes", default="inference,training")
-    found.add_argument("--inputs", default="iid", help="iid, skewed")
-    found.add_argument("--threads", default=str(torch.get_num_threads()), help="of the host, e.g. 1,2")
-    found.add_argument("--seconds", type=float, default=1.0, help="for each case")
-    compiled = argparse.BooleanOptionalAction
-    found.add_argument("--compiled", action=compiled, default=gpu, help="time dense layers through torch.compile too")
-    found.add_argument("--out", type=Path, help="JSON file to write")
-    return found
-
-
-def dtype_named(name: str) -> torch.dtype:
-    """float32 and so on; an error of the command line for another name."""
-    dtype = getattr(torch, name, None)
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise SystemExit(f"error: dtype {name!r} is unknown; there are float32, bfloat16, float16 and float64")
-    return dtype
-
-
-def settings(options: argparse.Namespace, shapes: str | None = None) -> list[Setting]:
-    """Every combination of what the command line names; of other shapes where they are given."""
-    lists = (
-        options.shapes if shapes is None else shapes,
-        options.tokens,
-        options.dtypes,
-        options.modes,
-        options.inputs,
-    )
-    found = []
-    for shape, tokens, dtype, mode, kind in itertools.product(*(filter(None, each.split(",")) for each in lists)):
-        trees, depth = map(int, shape.split("x"))
-        found.append(
-            Setting(trees, depth, int(tokens), dtype_named(dtype), mode, kind, options.compiled, options.seconds)
-        )
-    return found
-
-
-def thread_counts(options: argparse.Namespace) -> list[int]:
-    """Those that the command line names."""
-    return [int(count) for count in options.threads.split(",")]
-
-
-def run_layers(chosen: Sequence[Setting], threads: int) -> dict[str, Any]:
-    """The report's part of one number of threads: machine, peaks, rows."""
+def run_layers(chosen: Sequence[Setting], threads: int) -> list[SpeedRow]:
+    """Rows of all settings at one number of threads, printed as they are found."""
     device = this_device()
     torch.set_num_threads(threads)
     peak = peaks(device)
@@ -228,25 +153,22 @@ def run_layers(chosen: Sequence[Setting], threads: int) -> dict[str, Any]:
     )
     rows = []
     for setting in chosen:
-        found, least = measure(setting, device), floor(setting, peak)
-        rows += [{**row, "floor": least} for row in found]
-        show(setting, found, least)
-    return {"machine": describe(threads), "peaks": peak, "rows": rows}
-
-
-def write(report: dict[str, Any], path: Path) -> None:
-    """Write a report as JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=1) + "\n")
-    print(f"written    {path}")
+        found = measure(setting, device, floors(setting, peak))
+        show(setting, found)
+        rows += found
+    return rows
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
-    options = parser().parse_args(arguments)
-    report = {"layers": [run_layers(settings(options), threads) for threads in thread_counts(options)]}
-    if options.out:
-        write(report, options.out)
+    options = parser("bench.layer", __doc__).parse_args(arguments)
+    with door():
+        chosen, counts = settings(options), thread_counts(options.threads)
+        check_out(options.out)
+        rows = [row for threads in counts for row in run_layers(chosen, threads)]
+        if options.out:
+            write_rows(options.out, rows)
+            print(f"written    {options.out}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""The columns of the paper's speed table, level by level: `python -m bench.paper`. Not what is fast (bench.py).
+"""The columns of the paper's speed table, level by level: `python -m bench.paper`. Not what is fast (layer.py).
 
 arXiv 2311.10770, Table 2, compares implementations of one kind: dense and FFF both by BLAS's vector operations
 (level 1), both by operations on batches (level 2), dense by matrix products (level 3), for which a tree has no
 counterpart. Such ratios show how many operations the layers need rather than how fast they can be, so each row carries
-its ratio to the best dense layer, too. The authors' own levels 1 and 2 read the wrong memory; these are written anew.
+its ratio to the best dense layer, too. Levels take different numbers of tokens, so times are compared per token. The
+authors' own levels 1 and 2 read the wrong memory; these are written anew.
 """
 
 import argparse
@@ -14,15 +15,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.cases import WIDTH, check, dense
-from bench.layer import write
+from bench.cases import WIDTH, dense
+from bench.contenders import check
+from bench.options import DEEPEST, MOST_THREADS, check_out, check_seconds
+from bench.rows import SpeedRow, stamp, write_rows
 from bench.timing import figures, interleaved
-from cramming.machine import CPU, describe
+from cramming.checks import number
+from cramming.door import door
+from cramming.machine import CPU
 from fff.kernels import PROVIDERS
 from fff.layers.path import PathFFF
 from fff.topology import trained_neurons
 
 Call = Callable[[Tensor], Tensor]
+DENSE, BLOCKS = "dense", "FFF, blocks of tokens and nodes"
+LEVELS = {"level 1": "level 1, vectors", "level 2": "level 2, batches of vectors", "level 3": "level 3, matrices"}
+COMPUTED_BY = {("level 2", "FFF"): "gather", ("level 3", BLOCKS): "cpu"}
 FEW = 16  # tokens of level 1, which takes milliseconds for each in Python
 gelu = nn.functional.gelu
 
@@ -77,7 +85,7 @@ def _weights(module: nn.Module) -> tuple[Tensor, Tensor]:
     return first.weight.detach(), last.weight.detach().T.contiguous()
 
 
-def measure(depth: int, tokens: int, seconds: float) -> list[dict[str, Any]]:
+def measure(depth: int, tokens: int, seconds: float) -> list[SpeedRow]:
     """Rows by level and layer, each checked on its timed input first; float32. The last one needs provider `cpu`."""
     torch.manual_seed(0)
     names = [name for name in ("gather", "cpu") if PROVIDERS[name].available(CPU, torch.float32) is None]
@@ -85,34 +93,50 @@ def measure(depth: int, tokens: int, seconds: float) -> list[dict[str, Any]]:
     for layer in layers.values():
         layer.load_state_dict(layers["gather"].state_dict())
     flat = dense(trained_neurons(1, depth), torch.float32)
-    many = torch.randn(tokens, WIDTH)
+    calls = calls_of(layers, flat, torch.randn(tokens, WIDTH))
+    with torch.inference_mode():
+        for name, layer in layers.items():
+            check(layer, calls["level 3", DENSE][1], name)
+        for (level, name), (call, x) in calls.items():
+            expected = flat(x) if name == DENSE else layers["gather"](x)
+            assert torch.allclose(call(x), expected, atol=1e-4), f"{level} {name}: another result"
+        timed = interleaved({" | ".join(key): _case(*call) for key, call in calls.items()}, CPU, seconds)
+    found = {key: figures(timed[" | ".join(key)]) for key in calls}
+    per_token = {key: row["median"] / len(calls[key][1]) for key, row in found.items()}
+    best = min((key for key in calls if key[1] == DENSE), key=per_token.__getitem__)
+    named = {key: key[1] if key[1] != DENSE else f"dense {trained_neurons(1, depth)}, {key[0]}" for key in calls}
+    shared: dict[str, Any] = {"shape": f"1x{depth}", "width": WIDTH, "dtype": "float32"}
+    shared |= {"mode": "inference", "inputs": "iid", **stamp(CPU, torch.get_num_threads())}
+    return [
+        SpeedRow(
+            what=level,
+            name=named[level, name],
+            tokens=len(calls[level, name][1]),
+            provider=COMPUTED_BY.get((level, name)),
+            opponent=named[level, DENSE],
+            ratio=per_token[level, DENSE] / per_token[level, name],
+            second=named[best],
+            ratio_second=per_token[best] / per_token[level, name],
+            **shared,
+            **row,
+        )
+        for (level, name), row in found.items()
+    ]
+
+
+def calls_of(layers: dict[str, PathFFF], flat: nn.Module, many: Tensor) -> dict[tuple[str, str], tuple[Call, Tensor]]:
+    """What is timed by level and layer, and its input: `many`, or the first few of it where a level is slow."""
     few = many[:FEW]
-    calls: dict[tuple[str, str], tuple[Call, Tensor]] = {
-        ("level 1, vectors", "FFF"): (tree_of_vectors(layers["gather"]), few),
-        ("level 1, vectors", "dense"): (dense_of_vectors(flat), few[:2]),
-        ("level 2, batches of vectors", "FFF"): (layers["gather"], many),
-        ("level 2, batches of vectors", "dense"): (dense_of_matrix_and_vector(flat), few),
-        ("level 3, matrices", "dense"): (flat, many),
+    found: dict[tuple[str, str], tuple[Call, Tensor]] = {
+        ("level 1", "FFF"): (tree_of_vectors(layers["gather"]), few),
+        ("level 1", DENSE): (dense_of_vectors(flat), few[:2]),
+        ("level 2", "FFF"): (layers["gather"], many),
+        ("level 2", DENSE): (dense_of_matrix_and_vector(flat), few),
+        ("level 3", DENSE): (flat, many),
     }
     if "cpu" in layers:
-        calls["level 3, matrices", "FFF, blocks of tokens and nodes"] = layers["cpu"], many
-    with torch.inference_mode():
-        for layer in layers.values():
-            check(layer, many)
-        for (_, name), (call, x) in calls.items():
-            expected = flat(x) if name == "dense" else layers["gather"](x)
-            assert torch.allclose(call(x), expected, atol=1e-4), f"{name}: another result"
-        timed = interleaved({" | ".join(key): _case(*call) for key, call in calls.items()}, CPU, seconds)
-    rows: list[dict[str, Any]] = []
-    for (level, name), (_, x) in calls.items():
-        found = figures(timed[f"{level} | {name}"])
-        per_token = found["median_s"] / len(x) * 1e6
-        rows.append({"level": level, "layer": name, "tokens": len(x), **found, "us_per_token": per_token})
-    plain = {row["level"]: row["us_per_token"] for row in rows if row["layer"] == "dense"}
-    for row in rows:
-        row["times_faster_same_level"] = plain[row["level"]] / row["us_per_token"]
-        row["times_faster_than_best"] = min(plain.values()) / row["us_per_token"]
-    return rows
+        found["level 3", BLOCKS] = layers["cpu"], many
+    return found
 
 
 def _case(call: Call, x: Tensor) -> Callable[[int], Tensor]:
@@ -128,15 +152,22 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=1.0, help="for each case")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
-    rows = measure(options.depth, options.tokens, options.seconds)
-    for row in rows:
-        print(
-            f"  {row['level']:<28} {row['layer']:<32} {row['us_per_token']:12.3f} us/token "
-            f"{row['times_faster_same_level']:8.1f}x of its level {row['times_faster_than_best']:9.3f}x of the best"
-        )
-    if options.out:
-        write({"machine": describe(options.threads), "depth": options.depth, "rows": rows}, options.out)
+    with door():
+        number("--depth", options.depth, least=0, most=DEEPEST)
+        number("--tokens", options.tokens, least=2)
+        number("--threads", options.threads, least=1, most=MOST_THREADS)
+        check_seconds(options.seconds)
+        check_out(options.out)
+        torch.set_num_threads(options.threads)
+        rows = measure(options.depth, options.tokens, options.seconds)
+        for row in rows:
+            print(
+                f"  {LEVELS[row.what]:<28} {row.name:<32} {row.median / row.tokens * 1e6:12.3f} us/token "
+                f"{row.ratio:8.1f}x of its level {row.ratio_second:9.3f}x of the best"
+            )
+        if options.out:
+            write_rows(options.out, rows)
+            print(f"written    {options.out}")
 
 
 if __name__ == "__main__":

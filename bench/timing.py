@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from cramming.machine import synchronise
@@ -21,8 +22,8 @@ SLOW_SECONDS = 1.0  # a call that takes as long need not be repeated to know how
 class Sample:
     """Seconds per call in one turn.
 
-    `first` finds the caches as the others' calls left them, `steady` as its own calls did; equal where a turn has one
-    call.
+    The `first` call finds the caches as the other cases' calls left them, the `steady` ones as the case's own calls
+    did. The two are equal where a turn has one call.
     """
 
     first: float
@@ -34,8 +35,9 @@ def interleaved(
 ) -> dict[str, list[Sample]]:
     """Samples of each case, called with a running number: A A A B B C A A A B B C ... until the time is used.
 
-    `least` turns are taken however long they last, after one that finds out how many calls a turn has and, of quick
-    cases, one more: the first call with an input also looks for memory for its results.
+    `least` turns are taken however long they last. Before them each case is called alone to find out how many of its
+    calls make a turn: once if it is slow, else twice, because the first call also looks for memory for its results.
+    A whole turn of each case then goes untimed.
     """
     calls = dict.fromkeys(cases, 0)
     for name, case in cases.items():
@@ -69,13 +71,16 @@ def _seconds(case: Callable[[int], object], numbers: range, device: torch.device
 
 
 def figures(samples: list[Sample]) -> dict[str, Any]:
-    """Median, spread and number, as a row of a report has them; `cold_s` is the median of the turns' first calls."""
+    """Median, spread and number in seconds, as the columns of a row; `cold` is the median of the turns' first calls."""
     steady = [sample.steady for sample in samples]
-    cold = statistics.median(sample.first for sample in samples)
+    q10, median, q90 = map(float, np.quantile(steady, (0.1, 0.5, 0.9)))
     return {
-        "median_s": statistics.median(steady),
-        "min_s": min(steady),
-        "max_s": max(steady),
-        "cold_s": cold,
+        "unit": "s",
+        "median": median,
+        "q10": q10,
+        "q90": q90,
+        "least": min(steady),
+        "most": max(steady),
+        "cold": statistics.median(sample.first for sample in samples),
         "n": len(samples),
     }

@@ -1,4 +1,4 @@
-"""Timings of a trained model's own FFF layers on the inputs that they see. Not of random ones (bench.layer)."""
+"""Timings of a trained model's own FFF layers on the inputs that they see. Not of random ones (layer.py)."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,43 +7,42 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.layer import Setting, compare, floor, show
+from bench.layer import ROTATING, compare, floors, show
+from bench.options import Setting
+from bench.rows import SpeedRow
 from cramming.errors import UserError
-from cramming.machine import describe, peaks
+from cramming.machine import peaks
 from cramming.model.saved import load_tokenizer, load_weights, open_pretrained
 from cramming.regions.text import read_text, tokenise
 from fff.layers.path import PathFFF
 from fff.regions import recorded_inputs
 
-ROTATING = 4  # inputs, each another stretch of the text
 
-
-def run_trained(checkpoint: Path, text_file: Path, settings: list[Setting], threads: list[int]) -> list[dict[str, Any]]:
-    """One part of the report for each number of threads: a checkpoint's PathFFF layers on their inputs from a text.
+def run_trained(checkpoint: Path, text_file: Path, settings: list[Setting], threads: list[int]) -> list[SpeedRow]:
+    """Rows of a checkpoint's PathFFF layers on their inputs, stretches of a text, by threads.
 
     Raises:
         UserError: the checkpoint or the text is missing or damaged, the text is too short, or no layer is a PathFFF.
     """
     largest = max(setting.tokens for setting in settings)
     layers, recorded = record(checkpoint, text_file, largest * ROTATING)
-    parts = []
+    rows: list[SpeedRow] = []
     for count in threads:
         torch.set_num_threads(count)
         peak = peaks()
         print(f"\nlayers of {checkpoint} on {text_file.name}, {count} threads; ratios as above", flush=True)
-        rows = []
         for name, layer in layers.items():
             for setting in settings:
                 setting = replace(setting, trees=layer.trees, depth=layer.depth, inputs=name)
                 wide = [recorded[name][i * largest :][: setting.tokens].clone() for i in range(ROTATING)]
-                found, least = compare(layer, wide, setting), floor(setting, peak, layer.d_in)
                 leaves = layer.path(wide[0])[0][..., -1]
                 used = sum(tree.unique().numel() for tree in leaves.unbind(1))
-                rows += [{**row, "floor": least, "leaves_used": used, "d_in": layer.d_in} for row in found]
-                show(setting, found, least)
+                known = {**floors(setting, peak, layer.d_in), "leaves_used": used, "checkpoint": checkpoint.name}
+                found = compare(layer, wide, setting, known)
+                rows += found
+                show(setting, found)
                 print(f"  these tokens use {used:,} of {layer.trees * 2**layer.depth:,} leaves", flush=True)
-        parts.append({"machine": describe(count), "peaks": peak, "checkpoint": str(checkpoint), "rows": rows})
-    return parts
+    return rows
 
 
 def record(checkpoint: Path, text_file: Path, tokens: int) -> tuple[dict[str, PathFFF], dict[str, Tensor]]:

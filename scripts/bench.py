@@ -2,63 +2,77 @@
 
 Layers by provider as `python -m bench.layer`, the memory of a training step, then the whole encoder and its pretraining
 step by feedforward; with --checkpoint and --text also a trained model's own layers on the inputs that they see. The
-report is written after each part. With --aims it times on a CPU what results/README.md has aims for, on one and on two
-threads (half an hour), and writes their table beside the JSON.
+report, one flat row for each thing timed, is written after each part. With --aims it times on a CPU what
+results/README.md has aims for, on one and on two threads (half an hour), and writes their table beside the JSON.
 """
+
+import signal
+
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while libraries load ends without a traceback
 
 import argparse
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # ahead of this file, which has the package's name
 
 from bench import aims as bench_aims
-from bench.layer import dtype_named, parser, run_layers, settings, thread_counts, write
+from bench.encoder import FEEDFORWARDS, Scale, scale_here
+from bench.layer import run_layers
 from bench.memory import run_memory
-from bench.model import FEEDFORWARDS, Scale, run_models, scale_here
+from bench.model import run_models
+from bench.options import Shape, check_out, dtypes, names, parser, settings, shapes, thread_counts, whole_numbers
+from bench.rows import SpeedRow, write_rows
 from bench.trained import run_trained
+from cramming.checks import number, one_of
+from cramming.door import door
 from cramming.errors import UserError
+from cramming.files import write_atomic
 
 
 def main() -> None:
-    options = command_line()
-    chosen = options.parse_args()
+    options = command_line().parse_args()
+    with door():
+        run(options)
+
+
+def run(chosen: argparse.Namespace) -> None:
+    """Time what the command line asks for, after all of it was checked."""
     if (chosen.checkpoint is None) != (chosen.text is None):
-        options.error("--checkpoint and --text go together")
-    out = chosen.out or Path(f"results/bench/{datetime.now(UTC):%Y%m%d-%H%M%S}.json")
-    threads, timed, scale = thread_counts(chosen), settings(chosen), model_scale(chosen)
-    memory = chosen.shapes, chosen.memory
+        raise UserError("--checkpoint and --text go together; give both, or none.")
+    number("--memory", chosen.memory, least=0)
+    threads, timed, scale = thread_counts(chosen.threads), settings(chosen), model_scale(chosen)
+    memory = [shape for shape in shapes(chosen.shapes, empty=True) if not shape.leaf_width], chosen.memory
     if chosen.aims:
         timed, scale = bench_aims.settings(chosen.seconds), bench_aims.models(scale)
         memory = bench_aims.MEMORY_SHAPES, bench_aims.MEMORY_TOKENS
-    report: dict[str, Any] = {}
+    out = chosen.out or Path(f"results/bench/{datetime.now(UTC):%Y%m%d-%H%M%S}.json")
+    check_out(out)
+    rows: list[SpeedRow] = []
+
+    def add(found: list[SpeedRow]) -> None:
+        rows.extend(found)
+        write_rows(out, rows)
+        print(f"written    {out}")
+
     if chosen.checkpoint:
-        try:
-            report["trained"] = run_trained(chosen.checkpoint, chosen.text, settings(chosen, "1x0"), threads)
-        except UserError as error:
-            sys.exit(f"error: {error}")
-        write(report, out)
-    for count in threads:
-        report.setdefault("layers", []).append(run_layers(timed, count))
-        write(report, out)
+        add(run_trained(chosen.checkpoint, chosen.text, settings(chosen, [Shape(1, 0)]), threads))
+    for count in threads if timed else ():
+        add(run_layers(timed, count))
     if all(memory):
-        report["memory"] = run_memory(*memory)
-        write(report, out)
-    if scale.batches:
-        for count in threads:
-            report.setdefault("models", []).append(run_models(count, scale))
-            write(report, out)
+        add(run_memory(*memory))
+    for count in threads if scale.batches else ():
+        add(run_models(count, scale))
     if chosen.aims:
-        text = bench_aims.table(report, threads)
-        out.with_suffix(".md").write_text(text)
+        text = bench_aims.table(rows, threads)
+        write_atomic(out.with_suffix(".md"), text)
         print(f"\n{text}\nwritten    {out.with_suffix('.md')}")
 
 
 def command_line() -> argparse.ArgumentParser:
     """That of `bench.layer`, and what concerns whole models."""
-    options = parser()
+    options = parser("bench.py", __doc__)
     options.add_argument("--memory", type=int, default=2048, help="tokens of the step that is measured; 0 for none")
     options.add_argument("--batches", help="of the whole model, sequences of 128; empty for no model")
     options.add_argument("--microbatch", type=int, help="of the whole model's pretraining step, sequences of 128")
@@ -74,17 +88,19 @@ def command_line() -> argparse.ArgumentParser:
 
 def model_scale(chosen: argparse.Namespace) -> Scale:
     """What of the whole model is timed: what the command line names, else what suits the device."""
-    scale = scale_here(
-        batches=None if chosen.batches is None else tuple(map(int, filter(None, chosen.batches.split(",")))),
-        dtypes=None if chosen.model_dtypes is None else tuple(map(dtype_named, chosen.model_dtypes.split(","))),
+    for key in ("microbatch", "layers", "turns"):
+        number(f"--{key}", getattr(chosen, key), least=1)
+    batches, types, ffns = chosen.batches, chosen.model_dtypes, chosen.ffns
+    for name in () if ffns is None else names("ffns", ffns):
+        one_of("--ffns", name, FEEDFORWARDS)
+    return scale_here(
+        batches=None if batches is None else tuple(whole_numbers("batches", batches, empty=True)),
+        dtypes=None if types is None else tuple(dtypes("model-dtypes", types)),
         microbatch=chosen.microbatch,
-        feedforwards=None if chosen.ffns is None else tuple(chosen.ffns.split(",")),
+        feedforwards=None if ffns is None else tuple(names("ffns", ffns)),
         layers=chosen.layers,
         turns=chosen.turns,
     )
-    if unknown := [name for name in scale.feedforwards if name not in FEEDFORWARDS]:
-        sys.exit(f"error: --ffns names {', '.join(unknown)}; there are {', '.join(FEEDFORWARDS)}")
-    return scale
 
 
 if __name__ == "__main__":

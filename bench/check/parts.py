@@ -12,10 +12,12 @@ import torch
 
 from bench.check.size import DENSE, PATH, Size
 from bench.check.synthetic import pretrain_synthetic
-from bench.layer import Setting, measure
-from bench.model import FEEDFORWARDS, measure_inference, measure_training
+from bench.encoder import provider_of
+from bench.layer import measure
+from bench.model import measure_inference, measure_training
+from bench.options import Setting, name_of
 from cramming.machine import describe, peaks
-from fff.kernels import PROVIDERS, choose
+from fff.kernels import PROVIDERS
 from fff.testing import ParityCase, parity
 
 Rows = Iterator[dict[str, Any]]
@@ -71,7 +73,7 @@ def layer(size: Size, known: Mapping[str, Any]) -> Rows:
                 providers=left or NO_PROVIDER,
             )
             try:
-                yield from measure(setting, size.model.device)
+                yield from (row.flat() for row in measure(setting, size.model.device))
                 break
             except Exception as error:  # a layer that is wrong or fails is not timed, the others are
                 wrong = suspects(str(error), left)
@@ -89,7 +91,7 @@ def suspects(error: str, providers: tuple[str, ...]) -> tuple[str, ...]:
 
 def sound_providers(rows: list[dict[str, Any]], size: Size) -> tuple[str, ...]:
     """Providers whose rows of the timing's dtype are all right; all that can where nothing was checked."""
-    mine = [row for row in rows if row["dtype"] == str(size.dtype)[6:] and "skipped" not in row]
+    mine = [row for row in rows if row["dtype"] == name_of(size.dtype) and "skipped" not in row]
     if not mine:
         return tuple(name for name, p in PROVIDERS.items() if not p.available(size.model.device, size.dtype))
     wrong = {row["provider"] for row in mine if not row["ok"]}
@@ -98,22 +100,21 @@ def sound_providers(rows: list[dict[str, Any]], size: Size) -> tuple[str, ...]:
 
 def feedforwards(size: Size, known: Mapping[str, Any]) -> tuple[str, ...]:
     """DENSE, and PATH unless the provider that it takes here is wrong: no speed is told of that."""
-    path = FEEDFORWARDS[PATH]
-    taken = choose("auto", "auto", size.model.device, size.dtype, path["trees"], path["depth"]).name
+    taken = provider_of(PATH, size.model.device, size.dtype)
     return (DENSE, PATH) if taken in sound_providers(known.get("correctness", []), size) else (DENSE,)
 
 
 def model_training(size: Size, known: Mapping[str, Any]) -> Rows:
     """The whole model's pretraining step on one microbatch, one model after the other, so that a cut leaves some."""
     for feedforward in feedforwards(size, known):
-        yield from measure_training(replace(size.model, feedforwards=(feedforward,)))
+        yield from (row.flat() for row in measure_training(replace(size.model, feedforwards=(feedforward,))))
 
 
 def model_inference(size: Size, known: Mapping[str, Any]) -> Rows:
     """The whole model's inference on one sequence; one way of running after the other, so that a cut leaves some."""
     model = replace(size.model, feedforwards=feedforwards(size, known))
     for mode in model.inference:
-        yield from measure_inference(replace(model, inference=(mode,)), model.batches[0])
+        yield from (row.flat() for row in measure_inference(replace(model, inference=(mode,)), model.batches[0]))
 
 
 def pretraining(size: Size, known: Mapping[str, Any]) -> Rows:

@@ -18,6 +18,7 @@ from typing import Any
 from bench.check.parts import PARTS
 from bench.check.size import Size, full_size, small_size
 from bench.check.table import lines, table
+from bench.rows import run_name
 from cramming.files import write_atomic
 
 FILE = "gpu_check.json"
@@ -69,6 +70,7 @@ def check_machine(folder: Path, names: list[str], *, small: bool, seconds: float
         seconds: for all parts together; what is left decides how long pretraining lasts.
         isolated: each part in a process of its own: a kernel that writes where it must not spoils that one alone.
     """
+    run_name()  # the parts' processes inherit it
     report = Report(folder, small)
     for name in names:
         left = seconds - report.seconds

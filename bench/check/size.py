@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from bench.model import EAGER, Scale
+from bench.encoder import EAGER, Scale
 from cramming.machine import this_device
 from fff.testing import ParityCase
 
-DENSE, PATH = "dense 3072", "1x11"  # as bench.model names them
+DENSE, PATH = "dense 3072", "1x11"  # as bench.encoder names them
 GRAPHS = "reduce-overhead"
 PRETRAIN_OVERHEAD_S = 60.0  # start, and compiling twice what the part before has compiled; not measured
 

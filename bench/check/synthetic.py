@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from bench.encoder import Scale, pretraining, provider_of, shape_of, train_config
 from bench.made_up import FIRST_ID, SEQUENCES
-from bench.model import Scale, pretraining, train_config
+from bench.options import name_of
+from bench.rows import SpeedRow, stamp
 from cramming.data.masking import hash_uniform
 from cramming.files import read_json
 from cramming.parallel.world import open_world
@@ -87,16 +89,42 @@ def pretrain_synthetic(feedforward: str, scale: Scale, seconds: float, folder: P
         world.free()
     result = figures(read_history(folder / "metrics.jsonl"))
     found = read_json(folder / "profile.json") if (folder / "profile.json").exists() else None
-    return {
-        "ffn": feedforward,
+    return speed_columns(feedforward, scale, read_history(folder / "metrics.jsonl")) | {
         "steps": parts.state.step,
-        "tokens": parts.state.tokens,
+        "trained_tokens": parts.state.tokens,
         "seconds": parts.state.seconds,
         "warm_up_s": warmed,
         "host_s_per_microbatch": made,
         **result,
         "profile": found,
     }
+
+
+def speed_columns(feedforward: str, scale: Scale, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The columns of a row of speed, from rows of a metrics.jsonl; the name alone where there are none."""
+    rates = [row["train/tokens_per_s"] for row in rows if "train/tokens_per_s" in row]
+    if not rates:
+        return {"what": "pretraining", "name": feedforward}
+    q10, median, q90 = map(float, np.quantile(rates, (0.1, 0.5, 0.9)))
+    return SpeedRow(
+        what="pretraining",
+        name=feedforward,
+        shape=shape_of(feedforward),
+        **scale.title,
+        tokens=scale.microbatch * scale.length,
+        sequences=scale.microbatch,
+        dtype=name_of(scale.training_dtype),
+        mode="training",
+        inputs="topics",
+        compiler=scale.training[0],
+        provider=provider_of(feedforward, scale.device, scale.training_dtype),
+        unit="tokens/s",
+        median=median,
+        q10=q10,
+        q90=q90,
+        n=len(rates),
+        **stamp(scale.device, torch.get_num_threads()),
+    ).flat()
 
 
 def figures(rows: list[dict[str, Any]]) -> dict[str, Any]:

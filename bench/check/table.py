@@ -16,11 +16,11 @@ def table(parts: dict[str, Any]) -> Rows:
     rows = {name: part.get("rows", []) for name, part in parts.items()}
     layer = rows.get("layer", [])
     # Beside the steps stand rows of their updates alone, which are quicker.
-    training = [row for row in rows.get("model_training", []) if row["work"] == STEP]
+    training = [row for row in rows.get("model_training", []) if row["what"] == STEP]
     inference, pretraining = rows.get("model_inference", []), rows.get("pretraining", [])
     found = [correctness(rows.get("correctness", []))]
     for mode in ("inference", "training"):
-        mine = [row for row in layer if row["mode"] == mode and "median_s" in row]
+        mine = [row for row in layer if row["mode"] == mode and "median" in row]
         for group in ("dense of as many neurons", "dense 3072", "masked"):
             found.append(layer_row(mine, mode, group))
     found.append(model_row("pretraining step, whole model", training))
@@ -43,13 +43,13 @@ def correctness(rows: Rows) -> dict[str, Any]:
 
 def layer_row(rows: Rows, mode: str, group: str) -> dict[str, Any]:
     """The fastest conditional provider against the fastest of a group of opponents."""
-    dense = [row for row in rows if row["provider"].startswith("dense ")]
+    dense = [row for row in rows if row["name"].startswith("dense ")]
     opponents = {
-        "dense of as many neurons": [row for row in dense if not row["provider"].startswith("dense 3072 ")],
-        "dense 3072": [row for row in dense if row["provider"].startswith("dense 3072 ")],
-        "masked": [row for row in rows if row["provider"] == "masked"],
+        "dense of as many neurons": [row for row in dense if not row["name"].startswith("dense 3072 ")],
+        "dense 3072": [row for row in dense if row["name"].startswith("dense 3072 ")],
+        "masked": [row for row in rows if row["name"] == "masked"],
     }[group]
-    ours = [row for row in rows if row not in dense and row["provider"] != "masked"]
+    ours = [row for row in rows if row not in dense and row["name"] != "masked"]
     return pair(f"layer {mode}, against {group}", "seconds", fastest(ours), fastest(opponents), less_is_better=True)
 
 
@@ -57,25 +57,25 @@ def model_row(title: str, rows: Rows) -> dict[str, Any]:
     """The path's best way of running against the dense layer's best."""
     best = {}
     for name in (PATH, DENSE):
-        mine = [row for row in rows if row["ffn"] == name and "tokens_per_s" in row]
-        best[name] = max(((r["tokens_per_s"], r["mode"]) for r in mine), default=(None, None))
+        mine = [row for row in rows if row["name"] == name and "tokens_per_s" in row]
+        best[name] = max(((r["tokens_per_s"], r["compiler"]) for r in mine), default=(None, None))
     return pair(title, "tokens/s", best[PATH], best[DENSE])
 
 
 def rate(rows: Rows, name: str) -> tuple[float | None, str | None]:
     """Tokens per second of a pretraining."""
     row = named(rows, name)
-    return row.get("tokens_per_s"), row.get("ffn")
+    return row.get("tokens_per_s"), row.get("name")
 
 
 def named(rows: Rows, name: str) -> dict[str, Any]:
     """The first row of a feedforward; empty where there is none."""
-    return next((row for row in rows if row["ffn"] == name), {})
+    return next((row for row in rows if row["name"] == name), {})
 
 
 def fastest(rows: Rows) -> tuple[float | None, str | None]:
-    """Seconds and provider of the quickest row."""
-    return min(((row["median_s"], row["provider"]) for row in rows), default=(None, None))
+    """Seconds and name of the quickest row."""
+    return min(((row["median"], row["name"]) for row in rows), default=(None, None))
 
 
 def pair(

@@ -4,30 +4,32 @@ from typing import Any
 
 from bench import aims as bench_aims
 from bench.aims import AIMS, MEMORY_TOKENS, table
-from bench.model import Scale
-from cramming.machine import this_device
+from bench.encoder import Scale
+from bench.options import name_of
+from bench.rows import SpeedRow, stamp
+from cramming.machine import CPU
 
 
-def report(faster: float) -> dict[str, Any]:
-    """As the benchmark writes it, of what the aims' own settings ask for; all ratios the same."""
-    machine = {"machine": {"threads": 1}}
-    layers = [
-        {**setting.title, "provider": name, "median_s": seconds, "times_faster_than_dense": faster}
+def report(faster: float) -> list[SpeedRow]:
+    """As the benchmark finds it, of what the aims' own settings ask for; all ratios the same."""
+    same: dict[str, Any] = {"n": 1, **stamp(CPU, 1), "opponent": "dense", "ratio": faster}
+    rows = [
+        SpeedRow(what="layer", name=name, **setting.title, width=768, median=seconds, **same)
         for setting in bench_aims.settings(0.0)
         for name, seconds in (("cpu", 1.0), ("gather", 2.0), ("masked", faster))
         if name in setting.providers
     ]
-    scale = bench_aims.models(Scale(this_device()))
-    models = [
-        {"work": work, "ffn": "1x11", "dtype": dtype, "batch": batch, "share_of_bound": 0.98, **ratio}
-        for work, batch, dtype in (
-            *[("inference", batch, str(dtype)[6:]) for batch in scale.batches for dtype in scale.dtypes],
-            ("pretraining step", scale.microbatch, scale.precision),
-        )
-        for ratio in ({"times_faster_than_dense": faster},)
-    ]
-    memory = [{"shape": "1x11", "tokens": MEMORY_TOKENS, "provider": "cpu", "mb": 129.8}]
-    return {"layers": [{**machine, "rows": layers}], "models": [{**machine, "rows": models}], "memory": memory}
+    scale = bench_aims.models(Scale(CPU))
+    for what, batch, dtype in (
+        *[("encoder", batch, dtype) for batch in scale.batches for dtype in scale.dtypes],
+        ("pretraining step", scale.microbatch, scale.training_dtype),
+    ):
+        shape = {"name": "1x11", "shape": "1x11", "tokens": batch * 128, "sequences": batch, "dtype": name_of(dtype)}
+        share = {"second": "none", "ratio_second": 0.98, "mode": "inference", "median": 1.0}
+        rows.append(SpeedRow(what=what, **scale.title, **shape, **share, **same))
+    memory = {"name": "cpu", "shape": "1x11", "width": 768, "tokens": MEMORY_TOKENS, "dtype": "float32"}
+    rows.append(SpeedRow(what="training memory", mode="training", unit="MB", median=129.8, **memory, **same))
+    return rows
 
 
 def test_every_aim_finds_its_row() -> None:

@@ -41,7 +41,7 @@ def test_in_small_without_optional_libraries_it_answers_every_question(tmp_path:
     assert {"masked", "gather"} <= {row["provider"] for row in rows["correctness"] if row["ok"]}
     assert {row["mode"] for row in rows["layer"]} == {"inference", "training"}
     for name in ("model_training", "model_inference", "pretraining"):
-        assert {row["ffn"] for row in rows[name]} == {DENSE, PATH}
+        assert {row["name"] for row in rows[name]} == {DENSE, PATH}
     for row in rows["pretraining"]:
         assert row["curve"][-1]["loss"] > 0
         # It takes a second, and on a busy machine few steps fit into one.
@@ -113,20 +113,20 @@ def test_a_model_with_a_wrong_provider_is_not_timed() -> None:
     wrong = [row for row in rows if row["provider"] != taken] + [rows[0] | {"provider": taken, "ok": False}]
     assert parts.feedforwards(size, {"correctness": wrong}) == (DENSE,)
     found = list(parts.model_inference(size, {"correctness": wrong}))
-    assert {row["ffn"] for row in found} == {DENSE}
+    assert {row["name"] for row in found} == {DENSE}
     answers = {answer["row"]: answer for answer in table({"model_inference": {"rows": found}})}
     assert answers["inference of one sequence, whole model"]["times"] is None
 
 
 def test_the_table_has_the_steps_rates_not_those_of_updates_alone() -> None:
     def row(ffn: str, work: str, rate: float) -> dict:
-        return {"ffn": ffn, "work": work, "mode": "default", "tokens_per_s": rate}
+        return {"name": ffn, "what": work, "compiler": "default", "tokens_per_s": rate}
 
     steps = [row(DENSE, "pretraining step", 100.0), row(PATH, "pretraining step", 250.0)]
     updates = [row(DENSE, "update alone", 4000.0), row(PATH, "update alone", 3000.0)]
     answers = {answer["row"]: answer for answer in table({"model_training": {"rows": steps + updates}})}
     assert answers["pretraining step, whole model"]["times"] == 2.5
-    assert {row["work"] for row in parts.model_training(small_size(), {})} == {STEP, "update alone"}
+    assert {row["what"] for row in parts.model_training(small_size(), {})} == {STEP, "update alone"}
 
 
 def test_what_was_not_found_is_none() -> None:
@@ -158,7 +158,7 @@ def test_a_wrong_provider_is_found_and_not_timed(monkeypatch: pytest.MonkeyPatch
     assert [row["provider"] for row in found if "error" in row] == ["gather", "gather"]
     dtypes = [row["dtype"] for row in parts.correctness(small_size(), {})]
     assert dtypes == sorted(dtypes, reverse=True), "the timed dtype comes first"
-    assert {row["provider"] for row in found if "median_s" in row} >= {"masked", "dense 15 float32"}
+    assert {row["name"] for row in found if "median" in row} >= {"masked", "dense 15 float32"}
 
 
 def test_made_up_tokens_follow_from_their_number() -> None:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.cases import WIDTH, check
+from bench.cases import WIDTH
+from bench.contenders import check
 from bench.layer import main
 from bench.timing import REPEATED_BELOW, figures, interleaved
 from fff.layers.path import PathFFF
@@ -28,18 +29,18 @@ class Wrong(PathFFF):
 def test_a_wrong_layer_is_refused(provider: str) -> None:
     torch.manual_seed(0)
     x = inputs("iid", 8)[0]
-    assert check(PathFFF(WIDTH, WIDTH, 3, provider=provider), x) < 1e-5
+    assert check(PathFFF(WIDTH, WIDTH, 3, provider=provider), x, provider) < 1e-5
     with pytest.raises(AssertionError, match=f"{provider}: error"):
-        check(Wrong(WIDTH, WIDTH, 3, provider=provider), x)
+        check(Wrong(WIDTH, WIDTH, 3, provider=provider), x, provider)
 
 
 def test_a_wrong_walk_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     layer, other = (PathFFF(WIDTH, WIDTH, 3, provider="gather") for _ in range(2))
     monkeypatch.setattr(layer, "w_in", other.w_in)
-    monkeypatch.setattr("bench.cases.path_fff", lambda x, w, *rest: _definition(x, -w, *rest))
+    monkeypatch.setattr("bench.contenders.path_fff", lambda x, w, *rest: _definition(x, -w, *rest))
     with pytest.raises(AssertionError, match="gather: other nodes than defined"):
-        check(layer, inputs("iid", 64)[0])
+        check(layer, inputs("iid", 64)[0], "gather")
 
 
 def _definition(*arguments):
@@ -75,7 +76,7 @@ def test_cases_take_turns_and_quick_ones_repeat() -> None:
     assert all(sample.first == sample.steady >= REPEATED_BELOW for sample in samples["slow"])
     row = figures(samples["quick"])
     assert row["n"] == 3
-    assert REPEATED_BELOW / 20 <= row["min_s"] <= row["median_s"] <= row["max_s"]
+    assert REPEATED_BELOW / 20 <= row["least"] <= row["median"] <= row["most"]
     assert order.count("quick") > 3 * 3
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from bench.layer import Setting
+from bench.options import Setting
 from bench.trained import record, run_trained
 from cramming.errors import UserError
 from tests.helpers.data import make_documents
@@ -37,12 +37,17 @@ def test_the_inputs_are_those_that_the_layers_see(tmp_path: Path, text: Path) ->
 
 def test_rows_tell_layer_and_leaves(tmp_path: Path, text: Path) -> None:
     setting = Setting(1, 0, 16, torch.float32, "inference", seconds=0.0)
-    (part,) = run_trained(save_model(tmp_path / "model"), text, [setting], [torch.get_num_threads()])
-    rows = [row for row in part["rows"] if row["provider"] == "gather"]
-    assert [row["shape"] for row in rows] == ["2x6", "2x6"]
-    assert rows[0]["inputs"] != rows[1]["inputs"]
-    assert all(1 <= row["leaves_used"] <= 32 and row["relative_error"] < 1e-5 for row in rows)
-    assert {row["provider"] for row in part["rows"]} >= {"dense 254 float32", "dense 256 float32", "dense 128 float32"}
+    found = run_trained(save_model(tmp_path / "model"), text, [setting], [torch.get_num_threads()])
+    rows = [row for row in found if row.provider == "gather"]
+    assert [row.shape for row in rows] == ["2x6", "2x6"]
+    assert rows[0].inputs != rows[1].inputs
+    assert {row.checkpoint for row in rows} == {"model"}
+    for row in rows:
+        assert row.leaves_used is not None
+        assert row.relative_error is not None
+        assert 1 <= row.leaves_used <= 32
+        assert row.relative_error < 1e-5
+    assert {row.name for row in found} >= {"dense 254 float32", "dense 256 float32", "dense 128 float32"}
 
 
 def test_what_cannot_be_timed_is_named(tmp_path: Path, text: Path) -> None:

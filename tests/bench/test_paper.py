@@ -21,8 +21,11 @@ def test_levels_compute_the_definitions() -> None:
 
 def test_rows_carry_both_ratios() -> None:
     rows = measure(3, 64, 0.0)
-    flat = {row["level"]: row["us_per_token"] for row in rows if row["layer"] == "dense"}
+    flat = {row.name: row.median / row.tokens for row in rows if row.name.startswith("dense")}
     assert len(flat) == 3
     for row in rows:
-        assert row["times_faster_same_level"] == pytest.approx(flat[row["level"]] / row["us_per_token"])
-        assert row["times_faster_than_best"] == pytest.approx(min(flat.values()) / row["us_per_token"])
+        per_token = row.median / row.tokens
+        assert row.ratio == pytest.approx(flat[f"dense 15, {row.what}"] / per_token)
+        assert row.ratio_second == pytest.approx(min(flat.values()) / per_token)
+        assert row.opponent == f"dense 15, {row.what}"
+        assert flat[str(row.second)] == min(flat.values())

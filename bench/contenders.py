@@ -1,0 +1,111 @@
+"""The layers under every provider that a bench may time, each held to the definition first. Not how they are timed."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from bench.options import Setting
+from fff.kernels import PROVIDERS
+from fff.layers.leaf import LeafFFF
+from fff.layers.path import PathFFF
+from fff.reference import PathResult, leaf_fff, path_fff
+
+MARGIN = 1e-4  # a score nearer to 0 may be rounded to either side
+PART = 2048  # tokens; the definition's memory is not what is tested
+ERRORS = {torch.float32: 1e-5, torch.float64: 1e-5}  # of the largest output; half types are allowed HALF_ERROR
+HALF_ERROR = 3e-2
+# Above, the authors' form would take most of the time and memory of a run; a GPU's products are fast enough.
+MASKED_MOST_TOKENS = {"cpu": 16384}
+
+Layer = PathFFF | LeafFFF
+
+
+def contenders(base: Layer, setting: Setting, x: Tensor) -> tuple[dict[str, Layer], dict[str, float]]:
+    """Copies of the layer by provider, in the setting's dtype, and their errors on x, which is what is timed.
+
+    Raises:
+        AssertionError: a provider computes something else than the definition; nothing is timed then.
+    """
+    found: dict[str, Layer] = {}
+    for name in usable(base, setting, x.device):
+        layer = copy_of(base, name).to(x.device, setting.dtype)
+        layer.load_state_dict(base.state_dict())
+        found[name] = layer
+    return found, {name: check(layer, x, name) for name, layer in found.items()}
+
+
+def usable(base: Layer, setting: Setting, device: torch.device) -> list[str]:
+    """The providers that can take the layer here and that the setting asks for."""
+    names = []
+    for name, provider in PROVIDERS.items():
+        if name == "reference" or provider.available(device, setting.dtype):
+            continue
+        if name == "triton" and device.type == "cpu":
+            continue  # Triton's interpreter
+        if setting.providers and name not in setting.providers:
+            continue
+        if name == "masked" and setting.tokens > MASKED_MOST_TOKENS.get(device.type, setting.tokens):
+            continue
+        names.append(name)
+    if isinstance(base, LeafFFF):  # in training plain torch computes it
+        names = [name for name in names if name == "gather" or (name == "cpu" and setting.mode == "inference")]
+    return names
+
+
+def copy_of(base: Layer, provider: str) -> Layer:
+    """A layer of the same shape, computed by a provider."""
+    if isinstance(base, LeafFFF):
+        leaf = LeafFFF(base.d_in, base.d_out, base.depth, base.leaf_width, activation=base.activation)
+        leaf.form = "hard"
+        if provider == "gather":
+            leaf._infers_in_cpp = lambda x: False  # type: ignore[method-assign]
+        return leaf
+    bias = base.b_in is not None
+    return PathFFF(
+        base.d_in, base.d_out, base.depth, base.trees, bias=bias, activation=base.activation, provider=provider
+    )
+
+
+def check(layer: Layer, x: Tensor, name: str) -> float:
+    """Largest error of the layer's output against the float64 definition, relative to the largest output.
+
+    Raises:
+        AssertionError: another node was visited where every margin is clear, or the error is above what the dtype
+            allows; no time is reported then. The message begins with the name.
+    """
+    defined, walk = definition(layer), own_walk(layer)
+    largest, worst = 0.0, 0.0
+    for part in x.split(PART):
+        result = defined(part.double())
+        clear = (result.scores.abs() > MARGIN).flatten(1).all(1)
+        with torch.no_grad():
+            nodes = walk(part)
+            errors = (layer(part).double() - result.y)[clear].abs()
+        assert torch.equal(nodes[clear], result.nodes[clear]), f"{name}: other nodes than defined"
+        worst = max(worst, errors.max().item() if errors.numel() else 0.0)
+        largest = max(largest, result.y.abs().max().item())
+    with torch.no_grad():  # the shape that is timed, which may be computed in other blocks
+        whole, last = layer(x)[-len(part) :][clear], layer(part)[clear]
+    assert torch.allclose(whole, last, rtol=0, atol=1e-2 * largest), f"{name}: differs by shape"
+    allowed = ERRORS.get(x.dtype, HALF_ERROR)
+    assert worst <= allowed * largest, f"{name}: error {worst / largest:.1e} exceeds {allowed:.0e}"
+    return worst / largest
+
+
+def definition(layer: Layer) -> Callable[[Tensor], PathResult]:
+    """The layer as it is defined, on float64 inputs (N, d_in)."""
+    wide = {name: parameter.detach().double() for name, parameter in layer.named_parameters()}
+    if isinstance(layer, LeafFFF):
+        # A layer of depth 0 has no decisions.
+        wide = {"w_node": wide["w_in"].new_zeros(0, layer.d_in), "b_node": wide["w_in"].new_zeros(0)} | wide
+        return lambda x: leaf_fff(x, **wide, activation=layer.activation)
+    return lambda x: path_fff(x, wide["w_in"], wide.get("b_in"), wide["w_out"], layer.activation)
+
+
+def own_walk(layer: Layer) -> Callable[[Tensor], Tensor]:
+    """The nodes that a layer visits: of a PathFFF the provider's own, where PathFFF.path has one for all providers."""
+    if isinstance(layer, LeafFFF):
+        return lambda x: layer.path(x)[0]
+    function = PROVIDERS[layer.provider].function
+    return lambda x: function(x, layer.w_in, layer.b_in, layer.w_out, layer.activation, None, None).nodes
