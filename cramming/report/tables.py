@@ -13,6 +13,7 @@ from cramming.report.groups import pretrain_groups, suite_groups
 from cramming.report.images import images_csv, images_markdown
 from cramming.report.leaves import leaves_csv, leaves_markdown
 from cramming.report.pretraining import pretraining_csv, pretraining_markdown
+from cramming.report.speed import speed_tables
 from cramming.report.suites import glue_csv, glue_markdown, mini_csv, mini_markdown
 
 # What code raises that finds another value than a record has there.
@@ -60,6 +61,7 @@ def write_tables(results_dir: Path) -> list[Path]:
     except MALFORMED:
         name_malformed(records, paper)
         raise
+    tables |= speed_tables(results_dir / "bench", paper)
     files: dict[str, str | bytes] = {f"tables/{name}": content for name, content in tables.items()}
     files |= {f"curves/{name}": content for name, content in curves.items()}
     for name, content in files.items():

@@ -1,6 +1,7 @@
 """The measurement of a machine: without the optional libraries, in small, with parts that fail or take too long."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -27,7 +28,8 @@ def script(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run scripts/gpu_check.py where the optional libraries cannot be imported."""
     program = f"{WITHOUT}; import runpy; sys.argv[0] = 'gpu_check'; {RUN}"
     command = [sys.executable, "-c", program, *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    alone = os.environ | {"OMP_NUM_THREADS": "1"}  # threads that wait for one another stall beside other tests
+    return subprocess.run(command, cwd=ROOT, env=alone, capture_output=True, text=True, timeout=100)
 
 
 def test_in_small_without_optional_libraries_it_answers_every_question(tmp_path: Path) -> None:

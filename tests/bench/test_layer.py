@@ -7,9 +7,13 @@ import torch
 from torch import Tensor
 
 from bench.cases import WIDTH
-from bench.contenders import check
-from bench.layer import main
+from bench.contenders import check, copy_of
+from bench.layer import main, measure
+from bench.options import Setting
+from bench.rows import read_rows
 from bench.timing import REPEATED_BELOW, figures, interleaved
+from fff.kernels import PROVIDERS
+from fff.layers.leaf import LeafFFF
 from fff.layers.path import PathFFF
 from fff.testing import inputs
 
@@ -47,6 +51,32 @@ def _definition(*arguments):
     from fff.reference import path_fff
 
     return path_fff(*arguments)
+
+
+@pytest.mark.parametrize("provider", ["gather", "cpu"])
+@pytest.mark.parametrize("depth", [0, 3])
+def test_a_leaf_layer_is_held_to_its_definition(provider: str, depth: int) -> None:
+    if reason := PROVIDERS[provider].available(CPU, torch.float32):
+        pytest.skip(reason)
+    torch.manual_seed(0)
+    x = inputs("iid", 40)[0]
+    layer = copy_of(LeafFFF(WIDTH, WIDTH, depth, 4), provider).eval()
+    assert check(layer, x, provider) < 1e-5
+    assert layer.b_out is not None
+    forward = layer.forward
+    layer.forward = lambda x: forward(x) + 1e-3  # type: ignore[method-assign]
+    with pytest.raises(AssertionError, match=f"{provider}: error"):
+        check(layer, x, provider)
+
+
+def test_both_ways_of_a_leaf_layer_are_timed() -> None:
+    rows = measure(Setting(1, 3, 4, torch.float32, "inference", seconds=0.0, leaf_width=4), CPU)
+    ways = [name for name in ("gather", "cpu") if PROVIDERS[name].available(CPU, torch.float32) is None]
+    assert [row.name for row in rows if row.provider] == ways
+    assert {row.shape for row in rows} == {"leaf4x3"}
+    assert {row.opponent for row in rows} <= {"dense 32 float32", "dense 64 float32"}
+    training = measure(Setting(1, 3, 4, torch.float32, "training", seconds=0.0, leaf_width=4), CPU)
+    assert [row.name for row in training if row.provider] == ["gather"]
 
 
 def test_skewed_inputs_visit_few_leaves_often() -> None:
@@ -89,4 +119,7 @@ def test_the_command_prints_and_writes_ratios(tmp_path, capsys: pytest.CaptureFi
     assert "gather" in printed
     assert "dense 64 float32" in printed
     assert "floors: operations" in printed
-    assert out.exists()
+    rows = {row.name: row for row in read_rows(out)}
+    assert rows["gather"].opponent in ("dense 63 float32", "dense 64 float32")
+    assert rows["gather"].ratio == pytest.approx(rows[str(rows["gather"].opponent)].median / rows["gather"].median)
+    assert rows["gather"].floor_operations_s is not None

@@ -326,7 +326,8 @@ def test_same_records_give_equal_bytes_whatever_their_order(tmp_path, paper):
         write_json(tmp_path / "runs" / f"{record['name']}.json", {"schema_version": 1, **record})
     paths = write_tables(tmp_path)
     first = {path.name: path.read_bytes() for path in paths}
-    pages = {f"{name}.{end}" for name in ("pretraining", "leaves", "glue", "mini", "images") for end in ("md", "csv")}
+    names = ("pretraining", "leaves", "glue", "mini", "images", "speed")
+    pages = {f"{name}.{end}" for name in names for end in ("md", "csv")}
     assert set(first) == pages | {"quickstart-4000000-tokens-abcdef.png"}
     assert {path.name: path.read_bytes() for path in write_tables(tmp_path)} == first
 
