@@ -7,6 +7,7 @@ depend on the sizes. Saved for the backward: inputs, path and scores, so the lay
 """
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -26,6 +27,8 @@ CHUNK_BYTES = {"cpu": 3 * 2**19}
 CHUNK_BYTES_OTHER = 2**28
 # Dense scores of the top levels, (tokens, T * 2 ** levels), held at a time.
 CHUNK_SCORES = 2**22
+# Terms of a sum in one product on a CPU. MKL divides vectors and longer sums among its threads (measured with AVX-512).
+CHUNK_TERM_BYTES = 2**9
 
 
 def gather(
@@ -186,7 +189,25 @@ def _dense_products(x: Tensor, w: Tensor, count: int) -> Iterator[tuple[slice, T
     """Products (n, T, count) of chunks of x with the first `count` rows of each tree of w."""
     top = w[:, :count].flatten(0, 1).to(_score_dtype(x)).t()
     for span in _spans(x.shape[0], CHUNK_SCORES // top.shape[1]):
-        yield span, (x[span].to(top.dtype) @ top).view(-1, w.shape[0], count)
+        yield span, _product(x[span].to(top.dtype), top).view(-1, w.shape[0], count)
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """a (I, K) @ b (K, J); on a CPU in the same bits for any number of threads, wherever a long sum is in a product."""
+    if a.device.type != "cpu":
+        return a @ b
+    rows, columns, terms = a.shape[0], b.shape[1], b.shape[0]
+    if rows == 1:
+        a = a.t().repeat(1, 2).t()
+    if columns == 1:
+        b = b.repeat(1, 2)
+    # Parts of even sizes, because a rest of one term would be a product of vectors.
+    parts = -(-terms * b.element_size() // CHUNK_TERM_BYTES)
+    cuts = [terms * part // parts for part in range(parts + 1)]
+    total = a[:, : cuts[1]] @ b[: cuts[1]]
+    for start, end in pairwise(cuts[1:]):
+        total.addmm_(a[:, start:end], b[start:end])
+    return total[:rows, :columns]
 
 
 def _row_dots(x: Tensor, w: Tensor, rows: Tensor) -> Tensor:
@@ -250,7 +271,7 @@ def _sum_densely(nodes: Tensor, coefficients: Tensor, x: Tensor, result: Tensor)
     for span in _spans(x.shape[0], CHUNK_SCORES // (trees * count)):
         block = torch.zeros((*nodes[span].shape[:2], count), dtype=total.dtype, device=x.device)
         block.scatter_(-1, nodes[span], coefficients[span])
-        total.addmm_(block.flatten(1).t(), x[span].to(total.dtype))
+        total += _product(block.flatten(1).t(), x[span].to(total.dtype))
     result.copy_(total.view(trees, count, width))
 
 

@@ -163,10 +163,15 @@ def test_the_same_bits_on_every_run(provider: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-@pytest.mark.parametrize(("provider", "depth"), [("gather", 0), ("cpu", 0), ("cpu", 7)])
-def test_the_same_bits_for_any_number_of_threads(provider: str, depth: int) -> None:
-    # Depth 0: one node that every token visits; sums by atomic additions differ from run to run here.
-    module, x, grad = layer(depth, provider=provider), torch.randn(40_000, 24), torch.randn(40_000, 16)
+# Depth 0: one node that every token visits; sums by atomic additions differ from run to run here. 1500: long sums.
+STEADY = [(0, 40_000, 24), (7, 40_000, 24), (0, 1, 24), (0, 500, 1500), (4, 63, 1500), (4, 1, 1500)]
+
+
+@pytest.mark.parametrize(("depth", "tokens", "width"), STEADY)
+@pytest.mark.parametrize("provider", ["gather", "cpu"])
+def test_the_same_bits_for_any_number_of_threads(provider: str, depth: int, tokens: int, width: int) -> None:
+    module = layer(depth, d_in=width, provider=provider)
+    x, grad = torch.randn(tokens, width), torch.randn(tokens, 16)
     expected = everything(module, x, grad)
     threads = torch.get_num_threads()
     try:
