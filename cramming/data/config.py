@@ -18,7 +18,7 @@ class HubDataset:
     split: str = "train"
     # Name of the column with text (source hub) or with token ids (source readymade).
     column: str = "text"
-    # Commit of the data set; None takes the newest.
+    # Commit of the data set; None takes the newest of the day of preparation.
     revision: str | None = None
     # Successive rows that make one document: for sets whose rows are single sentences.
     join_rows: int = 1

@@ -26,7 +26,7 @@ from cramming.data.shards import (
 )
 from cramming.data.sources.corpus import TextSource
 from cramming.data.sources.docs import DocsSource
-from cramming.data.sources.hub import HubSource
+from cramming.data.sources.hub import HubSource, local_content
 from cramming.data.sources.source import Source
 from cramming.data.tokenizer import load_tokenizer
 from cramming.errors import UserError
@@ -78,7 +78,7 @@ def key(config: DataConfig, source: Source | None) -> str:
     """Hash of everything that decides the result and can be known without long work."""
     settings = {name: value for name, value in asdict(config).items() if name not in (*COSMETIC, "tokenizer", "name")}
     if source is not None and config.source == "text":
-        # The files' names, sizes and times say more than the patterns that found them.
+        # The files' names and contents say more than the patterns that found them.
         settings.pop("files")
         settings.pop("valid_files")
     tokenizer = None
@@ -86,7 +86,7 @@ def key(config: DataConfig, source: Source | None) -> str:
         folder = Path(config.tokenizer).expanduser()
         load_tokenizer(folder, config.vocab_size)
         tokenizer = sha256(folder / "tokenizer.json")
-    identity = None if source is None else source.identity()
+    identity = (local_content(config.hub) or None) if source is None else source.identity()
     return short_hash({"version": PIPELINE_VERSION, "settings": settings, "source": identity, "tokenizer": tokenizer})
 
 

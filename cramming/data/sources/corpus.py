@@ -1,6 +1,7 @@
 """Source `text`: documents streamed from local .txt, .jsonl and .parquet files. Not for tokens or splits by hash."""
 
 import codecs
+import functools
 import glob
 import itertools
 import json
@@ -33,30 +34,41 @@ class TextSource:
         self.paths = match_globs("data.files", files)
         self.valid_paths = match_globs("data.valid_files", valid_files) if valid_files else []
         self.text_field = text_field
-        self.stats = {path: file_stat(path) for path in [*self.paths, *self.valid_paths]}
+        self.sizes = {path: path.stat().st_size for path in [*self.paths, *self.valid_paths]}
         if both := sorted({path.resolve() for path in self.paths} & {path.resolve() for path in self.valid_paths}):
             raise UserError(f"data.valid_files and data.files both match {both[0]}; held-out text must stay apart.")
 
+    @functools.cached_property
+    def hashes(self) -> dict[Path, str]:
+        """SHA-256 of every file, as it was when first asked for."""
+        return {path: sha256(path) for path in self.sizes}
+
+    def listed(self) -> dict[str, list[dict[str, str]]]:
+        """Names and hashes of the files."""
+        groups = {"files": self.paths, "valid_files": self.valid_paths}
+        return {
+            key: [{"name": path.name, "sha256": self.hashes[path]} for path in paths] for key, paths in groups.items()
+        }
+
     def identity(self) -> Any:
-        """Names, sizes and times of change of the files."""
-        listed = [[path.name, *self.stats[path]] for path in self.paths]
-        return {"files": listed, "valid_files": [[path.name, *self.stats[path]] for path in self.valid_paths]}
+        """Names and contents of the files: a file's size and time do not tell what is in it."""
+        return self.listed()
 
     def check(self) -> None:
         """Read the beginning of every file (UserError)."""
-        for path in self.stats:
+        for path in self.sizes:
             if next(read_documents(path, self.text_field), None) is None:
                 raise UserError(f"{path} (data.files or data.valid_files) holds no text; take it out of the glob.")
 
     def total(self) -> int | None:
         """Bytes of the training files on the disk."""
-        return sum(self.stats[path][0] for path in self.paths)
+        return sum(self.sizes[path] for path in self.paths)
 
     def documents(self, megabytes: float | None, advance: Advance = no_progress) -> Iterator[str]:
         """All documents, or the beginning of every file, in proportion to its size."""
         whole = max(1, self.total() or 1)
         for path in self.paths:
-            left = None if megabytes is None else megabytes * 1e6 * self.stats[path][0] / whole
+            left = None if megabytes is None else megabytes * 1e6 * self.sizes[path] / whole
             for document in read_documents(path, self.text_field, advance):
                 yield document
                 if left is not None:
@@ -72,15 +84,10 @@ class TextSource:
 
     def provenance(self) -> dict[str, Any]:
         """SHA-256 of every file; UserError when one changed since the start."""
-        hashes = {path: sha256(path) for path in self.stats}
-        for path, stat in self.stats.items():
-            if file_stat(path) != stat:
+        for path, before in self.hashes.items():
+            if sha256(path) != before:
                 raise UserError(f"{path} changed while it was read; start again when it is complete.")
-        return {
-            "source": "text",
-            "files": [{"name": path.name, "sha256": hashes[path]} for path in self.paths],
-            "valid_files": [{"name": path.name, "sha256": hashes[path]} for path in self.valid_paths],
-        }
+        return {"source": "text", **self.listed()}
 
 
 def match_globs(key: str, patterns: list[str]) -> list[Path]:
@@ -99,12 +106,6 @@ def match_globs(key: str, patterns: list[str]) -> list[Path]:
         if path.stat().st_size == 0:
             raise UserError(f"{path} ({key}) is empty; take it out of the glob or write it again.")
     return list(found)
-
-
-def file_stat(path: Path) -> tuple[int, int]:
-    """(size in bytes, time of the last change in ns)."""
-    stat = path.stat()
-    return stat.st_size, stat.st_mtime_ns
 
 
 def kind(path: Path) -> str:

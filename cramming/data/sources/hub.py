@@ -1,6 +1,7 @@
 """Source `hub`: documents streamed from data sets of the Hugging Face hub. Not for pre-tokenised ones."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -8,6 +9,7 @@ import datasets
 from cramming.data.config import HubDataset
 from cramming.data.sources.source import Advance, no_progress
 from cramming.errors import UserError
+from cramming.files import sha256, short_hash
 
 
 class HubSource:
@@ -18,8 +20,8 @@ class HubSource:
         self.versions: dict[str, str] = {}
 
     def identity(self) -> Any:
-        """Nothing beyond the configuration: asking the hub would need a network to find what is there."""
-        return {}
+        """The content of local folders."""
+        return local_content(self.hub) or {}
 
     def check(self) -> None:
         """Open every data set and read a row (UserError)."""
@@ -54,6 +56,16 @@ class HubSource:
         """Ids and commits."""
         listed = [{"id": item.id, "config": item.config, "split": item.split} for item in self.hub]
         return {"source": "hub", "datasets": [{**item, "commit": self.versions[str(item["id"])]} for item in listed]}
+
+
+def local_content(hub: list[HubDataset]) -> list[str]:
+    """Hashes of the local folders' files. Of others the id must do: what they hold now takes a network to find out."""
+    found = []
+    for folder in (Path(dataset.id) for dataset in hub):
+        if folder.is_dir():
+            files = sorted(path for path in folder.rglob("*") if path.is_file())
+            found.append(short_hash([[path.relative_to(folder).as_posix(), sha256(path)] for path in files], 16))
+    return found
 
 
 def texts(dataset: HubDataset) -> Iterator[str]:

@@ -38,6 +38,15 @@ def test_streamed_documents_become_tokens(tmp_path):
     assert 0 < limited.manifest["counts"]["documents"] < counts["documents"]
 
 
+def test_a_local_set_with_other_content_is_prepared_anew(tmp_path):
+    first = prepare(hub_config(local_set(tmp_path / "set", text=TEXTS)), tmp_path)
+    path = next((tmp_path / "set").rglob("*.parquet"))
+    pyarrow.parquet.write_table(pyarrow.table({"text": TEXTS[50:]}), path)
+    second = prepare(hub_config(HubDataset(id=str(tmp_path / "set"))), tmp_path)
+    assert second.folder != first.folder
+    assert second.manifest["counts"]["documents"] < first.manifest["counts"]["documents"]
+
+
 def test_two_sets_alternate_by_size_and_rows_are_joined(tmp_path):
     long = local_set(tmp_path / "long", text=["a" * 100, "b" * 100, "c" * 100])
     short = local_set(tmp_path / "short", line=[f"row {index}" for index in range(5)])
@@ -102,6 +111,14 @@ def test_readymade_sequences_are_copied_and_renumbered(tmp_path):
     assert not train & valid
     assert 150 < len(valid) < 350
     assert len(data.held_out_documents()) == len(valid)
+
+
+def test_other_readymade_sequences_are_copied_anew(tmp_path):
+    config, sequences, _ = readymade(tmp_path / "set")
+    first = prepare(config, tmp_path)
+    path = next((tmp_path / "set").rglob("*.parquet"))
+    pyarrow.parquet.write_table(pyarrow.table({"input_ids": [row.tolist() for row in sequences[::-1]]}), path)
+    assert prepare(config, tmp_path).fingerprint != first.fingerprint
 
 
 def test_readymade_that_does_not_fit_is_refused(tmp_path):

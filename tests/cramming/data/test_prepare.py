@@ -116,12 +116,24 @@ def test_a_changed_file_or_setting_is_prepared_anew(tmp_path, documents):
     assert len({item.fingerprint for item in (first, second, third)}) == 3
 
 
+def test_another_text_of_equal_size_and_time_is_prepared_anew(tmp_path, documents):
+    path = write_txt(tmp_path / "a.txt", documents)
+    stat = path.stat()
+    first = prepare(text_config([path]), tmp_path)
+    write_txt(path, [documents[0].replace("Number", "Nummer"), *documents[1:]])
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (stat.st_size, stat.st_mtime_ns)
+    second = prepare(text_config([path]), tmp_path)
+    assert second.folder != first.folder
+    assert second.fingerprint != first.fingerprint
+
+
 def test_fingerprint_depends_on_content_not_on_place_time_or_workers(tmp_path, corpus, data, documents):
     (tmp_path / "elsewhere").mkdir()
     copy = write_txt(tmp_path / "elsewhere" / "corpus.txt", documents)
     os.utime(copy, (1, 1))
     with_workers = prepare(text_config([copy], workers=2), tmp_path)
-    assert with_workers.folder.name != data.folder.name
+    assert with_workers.folder.name == data.folder.name
     assert with_workers.fingerprint == data.fingerprint
 
 
