@@ -21,9 +21,9 @@ KINDS = {
 }
 
 
-def settings_class(kind: str) -> type[Settings]:
+def settings_class(kind: object) -> type[Settings]:
     """The settings of a kind; ValueError lists the kinds that there are."""
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise ValueError(f"`kind` is {kind!r}; choose one of {', '.join(sorted(KINDS))}.")
     module, _, name = KINDS[kind].rpartition(".")
     return getattr(importlib.import_module(module), name)
@@ -49,7 +49,7 @@ def settings_from(specification: Mapping[str, Any], group: str = "") -> Settings
 
 def _settings(values: dict[str, Any]) -> Settings:
     kind = values.pop("kind", None)
-    found = settings_class(kind) if isinstance(kind, str) else settings_class(str(kind))
+    found = settings_class(kind)
     required = {item.name for item in fields(found) if item.default is MISSING}
     known = [item.name for item in fields(found)]
     for key in values:

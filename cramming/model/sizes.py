@@ -5,25 +5,33 @@ from collections.abc import Mapping
 from typing import Any
 
 POSITIONS = ("sinusoidal", "rotary")
+COUNTS = (
+    *("hidden_size", "num_hidden_layers", "num_attention_heads"),
+    *("vocab_size", "max_position_embeddings", "classifier_size"),
+)
+SCALES = ("rotary_base", "layer_norm_eps", "initializer_range")
+SHARES = ("hidden_dropout_prob", "classifier_dropout")
 
 
 def check_sizes(values: Mapping[str, Any], name: Mapping[str, str]) -> None:
     """Refuse what no encoder can be.
 
     Args:
-        values: by transformers' names: hidden_size, num_hidden_layers, num_attention_heads, positions, rotary_base,
-            layer_norm_eps, initializer_range.
+        values: by transformers' names; hidden_size, num_attention_heads and positions at least.
         name: what messages call each of them.
 
     Raises:
         ValueError: the value, by its name, and what it should be.
     """
-    for key in ("hidden_size", "num_hidden_layers", "num_attention_heads"):
+    for key in filter(values.__contains__, COUNTS):
         if type(values[key]) is not int or values[key] < 1:
             raise ValueError(f"{name[key]} is {values[key]!r}; set it to 1 or more.")
-    for key in ("rotary_base", "layer_norm_eps", "initializer_range"):
+    for key in filter(values.__contains__, SCALES):
         if not isinstance(values[key], int | float) or not 0 < values[key] < math.inf:
             raise ValueError(f"{name[key]} is {values[key]!r}; set it above 0.")
+    for key in filter(values.__contains__, SHARES):
+        if not isinstance(values[key], int | float) or not 0 <= values[key] < 1:
+            raise ValueError(f"{name[key]} is {values[key]!r}; set it from 0 to below 1.")
     width, heads = values["hidden_size"], values["num_attention_heads"]
     if width % heads:
         raise ValueError(

@@ -12,9 +12,11 @@ FFNS = {
 }
 
 
-def config(ffn: str = "path", **changes) -> CrammedConfig:
+def config(ffn: str | dict = "path", **changes) -> CrammedConfig:
     settings = {"vocab_size": 80, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-    return CrammedConfig(**settings | {"max_position_embeddings": 16, "ffn": FFNS[ffn], **changes})
+    return CrammedConfig(
+        **settings | {"max_position_embeddings": 16, "ffn": FFNS[ffn] if isinstance(ffn, str) else ffn, **changes}
+    )
 
 
 def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
