@@ -129,7 +129,7 @@ class Run:
 
     def _wandb(self) -> Any:
         root = self.root
-        settings = root.as_dict() | {"parameters": self.parameters, "data_fingerprint": self.data.fingerprint}
+        settings = root.as_recorded() | {"parameters": self.parameters, "data_fingerprint": self.data.fingerprint}
         return open_wandb(
             root.wandb, name=root.run_name, folder=self.folder.path, settings=settings, group=root.group_name
         )

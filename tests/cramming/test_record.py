@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -146,3 +147,11 @@ def test_a_repository_around_unpacked_code_is_not_its_own(tmp_path: Path, monkey
     (tmp_path / "unpacked" / "cramming").mkdir(parents=True)
     monkeypatch.setattr(room, "__file__", str(tmp_path / "unpacked" / "cramming" / "record.py"))
     assert git_state.__wrapped__() == {"commit": None, "dirty": None}
+
+
+def test_no_committed_result_names_a_place_on_somebodys_machine() -> None:
+    results = Path(__file__).parents[2] / "results"
+    places = re.compile(r'"(?:/|~/|\.\./|[A-Za-z]:\\)[^"]*"')
+    found = {path.name: places.findall(path.read_text()) for path in results.rglob("*.json")}
+    assert found
+    assert {name: each for name, each in found.items() if each} == {}
