@@ -188,6 +188,11 @@ def check_out(path: Path | None) -> None:
             read_rows(path)
         except UserError as error:
             raise UserError(f"--out would write over {path}, which is no report of a bench: {error}") from None
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):
+    check_folder(path.parent, path.name)
+
+
+def check_folder(folder: Path, name: str = "") -> None:
+    """Make a folder where there is none, and see that a file of that name can be written in it (OSError)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{name}."):
         pass

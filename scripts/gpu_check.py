@@ -5,9 +5,12 @@ Needs torch, transformers and accelerate, no network, and no installation of thi
 every row, so that a run which is cut off keeps what it has.
 """
 
+import signal
+
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while libraries load ends without a traceback
+
 import argparse
 import os
-import signal
 import sys
 from pathlib import Path
 
@@ -18,6 +21,10 @@ import torch
 
 from bench.check.parts import PARTS
 from bench.check.run import check_machine
+from bench.options import check_folder, names
+from cramming.checks import number, one_of
+from cramming.door import door
+from cramming.errors import UserError
 
 
 def main() -> None:
@@ -28,14 +35,17 @@ def main() -> None:
     options.add_argument("--small", action="store_true", help="tiny shapes, to try it on a CPU")
     options.add_argument("--one-process", action="store_true", help="do not give each part a process of its own")
     chosen = options.parse_args()
-    names = [name for name in chosen.parts.split(",") if name]
-    if unknown := [name for name in names if name not in PARTS]:
-        options.error(f"--parts names {', '.join(unknown)}; there are {', '.join(PARTS)}")
-    if not (chosen.small or torch.cuda.is_available()):
-        options.error("there is no GPU; --small tries the script on a CPU")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a part's process ends with this one
-    isolated = not chosen.one_process
-    report = check_machine(chosen.out, names, small=chosen.small, seconds=chosen.seconds, isolated=isolated)
+    with door():
+        parts = names("parts", chosen.parts)
+        for name in parts:
+            one_of("--parts", name, PARTS)
+        number("--seconds", chosen.seconds, above=0)
+        if not (chosen.small or torch.cuda.is_available()):
+            raise UserError("There is no GPU; --small tries the script on a CPU.")
+        check_folder(chosen.out)
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a part's process ends with this one
+        isolated = not chosen.one_process
+        report = check_machine(chosen.out, parts, small=chosen.small, seconds=chosen.seconds, isolated=isolated)
     sys.exit(0 if all(part["status"] == "done" for part in report.parts.values()) else 1)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 import time
@@ -59,7 +60,29 @@ def test_the_script_asks_for_a_gpu() -> None:
         pytest.skip("this machine has one")
     done = script("/nowhere")
     assert done.returncode == 2
-    assert "there is no GPU" in done.stderr
+    assert "There is no GPU" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--parts", "correctness,speed"), "--parts is 'speed'"),
+        (("--parts", ","), "--parts is empty"),
+        (("--seconds", "nan"), "--seconds is nan"),
+        (("--seconds", "0"), "--seconds is 0"),
+        ((), "/dev/null/x: Not a directory"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(
+    options: tuple[str, ...], words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["gpu_check.py", "/dev/null/x", "--small", *options])
+    with pytest.raises(SystemExit) as left:
+        runpy.run_path(str(ROOT / "scripts" / "gpu_check.py"), run_name="__main__")
+    assert left.value.code == 2
+    told = capsys.readouterr().err
+    assert words in told
+    assert told.count("\n") == 1
 
 
 def test_a_part_that_fails_is_recorded_and_the_next_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
