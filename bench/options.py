@@ -79,7 +79,7 @@ def parser(prog: str, description: str | None) -> argparse.ArgumentParser:
     found.add_argument("--modes", default="inference,training")
     found.add_argument("--inputs", default="iid", help="iid, skewed")
     found.add_argument("--threads", default=str(torch.get_num_threads()), help="of the host, e.g. 1,2")
-    found.add_argument("--seconds", type=float, default=1.0, help="for each case")
+    found.add_argument("--seconds", type=float, default=0.7, help="for each case")
     compiled = argparse.BooleanOptionalAction
     found.add_argument("--compiled", action=compiled, default=gpu, help="time dense layers through torch.compile too")
     found.add_argument("--out", type=Path, help="JSON file to write")
