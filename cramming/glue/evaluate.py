@@ -5,7 +5,7 @@ from pathlib import Path
 from cramming.data.prepare import prepare
 from cramming.data.shards import find_prepared, open_prepared
 from cramming.errors import UserError
-from cramming.glue.finetune import single_process_accelerator
+from cramming.glue.finetune import single_process
 from cramming.glue.root import GlueRoot
 from cramming.glue.suite import Suite, run_suite
 from cramming.glue.summary import summary
@@ -20,7 +20,7 @@ def evaluate_run(root: GlueRoot) -> int:
         UserError: no checkpoint, data that do not belong to it, or anything wrong with the tasks' files.
     """
     config = root.glue
-    accelerator = single_process_accelerator(config.precision)  # of several processes, none does anything
+    world = single_process(config.precision)  # of several processes, none does anything
     check_wandb(root.wandb)
     folder = Path(root.checkpoint) if root.checkpoint else root.run_folder
     pretrained = open_pretrained(folder)
@@ -38,7 +38,7 @@ def evaluate_run(root: GlueRoot) -> int:
     try:
         log = wandb_run.log if wandb_run is not None else None
         kept = Path(root.output_dir) / "runs" / pretrained.run / "glue" if config.save else None
-        records = run_suite(Suite(config, pretrained, Path(root.results_dir), documents, log, kept), accelerator)
+        records = run_suite(Suite(config, pretrained, Path(root.results_dir), documents, log, kept), world)
     finally:
         close_wandb(wandb_run)
     print(f"\n{pretrained.run}: {suite}\n{summary(config, records)}")

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -18,7 +17,7 @@ from cramming.glue.metrics import compute_metrics
 from cramming.glue.schedule import lr_factor, total_steps
 from cramming.glue.sources import TaskData
 from cramming.glue.tasks import Task
-from cramming.parallel.world import make_accelerator
+from cramming.parallel.world import World, open_world
 
 CHECK_EVERY = 16  # updates between two looks at the loss; each look waits for the device
 
@@ -37,15 +36,15 @@ class EncodedTask:
     warmup: int
 
 
-def single_process_accelerator(precision: str) -> Accelerator:
-    """The one accelerator of a run; UserError when the precision needs a GPU or several processes were started."""
-    accelerator = make_accelerator("glue.precision", precision)
-    if accelerator.num_processes > 1:
+def single_process(precision: str) -> World:
+    """This process and its device; UserError when the precision needs a GPU or several processes were started."""
+    world = open_world("glue.precision", precision)
+    if world.size > 1:
         raise UserError(
-            f"GLUE runs in one process, not {accelerator.num_processes}: start scripts/glue.py with plain python, and "
-            "share tasks among machines with glue.tasks."
+            f"GLUE runs in one process, not {world.size}: start scripts/glue.py with plain python, and share tasks "
+            "among machines with glue.tasks."
         )
-    return accelerator
+    return world
 
 
 def epochs_of(config: GlueConfig, task: Task) -> int:
@@ -67,7 +66,7 @@ def encode_task(config: GlueConfig, data: TaskData, tokenizer: PreTrainedTokeniz
 
 def finetune(
     config: GlueConfig,
-    accelerator: Accelerator,
+    world: World,
     encoded: EncodedTask,
     make_model: Callable[[], PreTrainedModel],
     seed: int,
@@ -88,7 +87,7 @@ def finetune(
         UndefinedMetricError: a metric has no value for what the model predicts.
     """
     torch.manual_seed(seed)
-    model = make_model()
+    model: torch.nn.Module = make_model()
     optimiser = torch.optim.AdamW(
         model.parameters(),
         lr=config.lr,
@@ -98,11 +97,11 @@ def finetune(
         fused=True,
     )
     try:
-        model, optimiser = accelerator.prepare(model, optimiser)
-        loss, seconds = train(config, accelerator, encoded, model, optimiser, seed, log)
-        scores = evaluate_task(config, accelerator, encoded, model)
+        model, optimiser = world.wrap(model, optimiser)
+        loss, seconds = train(config, world, encoded, model, optimiser, seed, log)
+        scores = evaluate_task(config, world, encoded, model)
     finally:
-        accelerator.free_memory()  # it would keep every model of the run alive
+        world.free()
     result = {**scores, "train_loss": loss, "epoch_seconds": seconds / encoded.epochs}
     if log:
         log({f"glue/{encoded.task.name}/{name}": value for name, value in result.items()})
@@ -111,7 +110,7 @@ def finetune(
 
 def train(
     config: GlueConfig,
-    accelerator: Accelerator,
+    world: World,
     encoded: EncodedTask,
     model: torch.nn.Module,
     optimiser: torch.optim.Optimizer,
@@ -124,14 +123,14 @@ def train(
     task = encoded.task.name
     with tqdm(total=encoded.steps, desc=f"{task} seed {seed}", unit="step", leave=False, dynamic_ncols=True) as bar:
         for epoch in range(encoded.epochs):
-            total, count = torch.zeros((), device=accelerator.device), 0
+            total, count = torch.zeros((), device=world.device), 0
             for indices in training_batches(len(encoded.train), config.batch, seed, epoch):
                 rate = config.lr * lr_factor(step, encoded.steps, encoded.warmup)
                 for group in optimiser.param_groups:
                     group["lr"] = rate
-                batch = move(encoded.train.batch(indices), accelerator.device)
+                batch = move(encoded.train.batch(indices), world.device)
                 loss = model(**batch).loss
-                accelerator.backward(loss)
+                world.backward(loss)
                 optimiser.step()
                 optimiser.zero_grad(set_to_none=True)
                 total, count, step = total + loss.detach(), count + 1, step + 1
@@ -152,14 +151,12 @@ def finite(loss: float, step: int) -> float:
 
 
 @torch.inference_mode()
-def evaluate_task(
-    config: GlueConfig, accelerator: Accelerator, encoded: EncodedTask, model: torch.nn.Module
-) -> dict[str, float]:
+def evaluate_task(config: GlueConfig, world: World, encoded: EncodedTask, model: torch.nn.Module) -> dict[str, float]:
     """Metrics on every dev set of the task and, where there are two (MNLI), their means under the plain names."""
     model.eval()
     results = []
     for data in encoded.dev.values():
-        predictions = predict(data, model, accelerator.device, config.eval_batch, encoded.task.regression)
+        predictions = predict(data, model, world.device, config.eval_batch, encoded.task.regression)
         results.append(compute_metrics(encoded.task.metrics, predictions, data.labels))
     means = {name: float(np.mean([result[name] for result in results])) for name in encoded.task.metrics}
     if len(results) > 1:

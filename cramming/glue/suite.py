@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -19,7 +18,7 @@ from cramming.glue.finetune import (
     encode_task,
     epochs_of,
     finetune,
-    single_process_accelerator,
+    single_process,
     steps_of,
 )
 from cramming.glue.metrics import rehearse
@@ -29,6 +28,7 @@ from cramming.glue.sources import TaskData, limited, load_hub, load_local
 from cramming.glue.summary import line_of
 from cramming.glue.tasks import Task, chosen_tasks
 from cramming.model.saved import Pretrained, first_line, load_tokenizer
+from cramming.parallel.world import World
 from cramming.record import Record, recognised
 from cramming.runs import RecordedRun
 
@@ -61,14 +61,14 @@ class Outcome:
     model: PreTrainedModel | None = None
 
 
-def run_suite(suite: Suite, accelerator: Accelerator | None = None) -> list[Record]:
+def run_suite(suite: Suite, world: World | None = None) -> list[Record]:
     """Finetune every task with every seed and return the records of all of them, skipped ones included.
 
     All inputs are read and checked, metrics tried and folders made before the first training. A run that diverges or
     fails is recorded as such, and the next one starts.
 
     Args:
-        accelerator: of this process; None makes it.
+        world: this process; None opens it.
 
     Raises:
         UserError: an input is missing or wrong, or the precision needs another machine.
@@ -79,7 +79,7 @@ def run_suite(suite: Suite, accelerator: Accelerator | None = None) -> list[Reco
             f"glue.max_length is {config.max_length}; {pretrained.folder} takes {pretrained.max_length} tokens at most."
         )
     tokenizer = load_tokenizer(pretrained)
-    accelerator = accelerator or single_process_accelerator(config.precision)
+    world = world or single_process(config.precision)
     tasks = chosen_tasks(config.suite, config.tasks)
     load_classifier(pretrained, tasks[0], config.dropout)  # weights that do not fit must show before the first training
     data = [load_task(suite, task) for task in tqdm(tasks, desc="reading tasks", unit="task", leave=False)]
@@ -90,7 +90,7 @@ def run_suite(suite: Suite, accelerator: Accelerator | None = None) -> list[Reco
     warmups = warmup_steps(steps, config.warmup_fraction, config.warmup)
     records = []
     for each, warmup in zip(data, warmups, strict=True):
-        records.extend(run_task(suite, accelerator, tokenizer, each, warmup))
+        records.extend(run_task(suite, world, tokenizer, each, warmup))
     return records
 
 
@@ -107,7 +107,7 @@ def load_task(suite: Suite, task: Task) -> TaskData:
 
 
 def run_task(
-    suite: Suite, accelerator: Accelerator, tokenizer: PreTrainedTokenizerBase, data: TaskData, warmup: int
+    suite: Suite, world: World, tokenizer: PreTrainedTokenizerBase, data: TaskData, warmup: int
 ) -> list[Record]:
     """All seeds of one task; tokenises only when a seed is left to run."""
     settings = {**suite.config.settings(), "task_epochs": epochs_of(suite.config, data.task), "warmup_steps": warmup}
@@ -122,7 +122,7 @@ def run_task(
         folder = suite.kept / name if suite.kept else None
         if record is None or (folder and not folder.exists()):
             encoded = encoded or encode_task(suite.config, data, tokenizer, warmup)
-            outcome = run_seed(suite, accelerator, encoded, seed)
+            outcome = run_seed(suite, world, encoded, seed)
             record = record or run.save(outcome.status, samples_of(data), outcome.metrics, outcome.error)
             if folder and outcome.model is not None:
                 write_classifier(outcome.model, tokenizer, data.task, folder)
@@ -170,7 +170,7 @@ def samples_of(data: TaskData) -> dict[str, int]:
     return samples | ({"skipped_rows": data.skipped_rows} if data.skipped_rows else {})
 
 
-def run_seed(suite: Suite, accelerator: Accelerator, encoded: EncodedTask, seed: int) -> Outcome:
+def run_seed(suite: Suite, world: World, encoded: EncodedTask, seed: int) -> Outcome:
     """One run. Only errors of input and of the system come through."""
     config = suite.config
     made: list[PreTrainedModel] = []
@@ -180,7 +180,7 @@ def run_seed(suite: Suite, accelerator: Accelerator, encoded: EncodedTask, seed:
         return made[-1]
 
     try:
-        metrics = finetune(config, accelerator, encoded, make_model, seed, suite.log)
+        metrics = finetune(config, world, encoded, make_model, seed, suite.log)
     except Diverged as error:
         return Outcome("diverged", {}, str(error))
     except (UserError, OSError):

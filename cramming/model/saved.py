@@ -64,7 +64,8 @@ def save_model(model: PreTrainedModel, folder: Path) -> None:
     chosen = model.config.ffn
     model.config.ffn = {key: "auto" if key in ("execution", "provider") else value for key, value in chosen.items()}
     try:
-        model.save_pretrained(folder)
+        with quiet():
+            model.save_pretrained(folder)
     finally:
         model.config.ffn = chosen
 
@@ -154,7 +155,7 @@ def load_weights(auto: Any, pretrained: Pretrained, **settings: Any) -> PreTrain
     """
     weights = pretrained.folder / WEIGHTS
     try:
-        with quiet_loading():
+        with quiet():
             model, report = auto.from_pretrained(
                 pretrained.folder, output_loading_info=True, trust_remote_code=False, **settings
             )
@@ -174,8 +175,8 @@ def load_weights(auto: Any, pretrained: Pretrained, **settings: Any) -> PreTrain
 
 
 @contextmanager
-def quiet_loading() -> Iterator[None]:
-    """Without transformers' warning of the fresh head, which is meant, and its bar for every seed."""
+def quiet() -> Iterator[None]:
+    """Without transformers' warning of a fresh head, which is meant, and its bars of a moment."""
     verbosity, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

@@ -98,7 +98,7 @@ def test_head_and_encoder_follow_from_seed_and_checkpoint(suite):
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
         model = load_classifier(pretrained, SST2, 0.1)
-        heads.append(model.classifier.weight.detach().clone())
+        heads.append(torch.cat([part.detach().flatten() for part in model.classifier.parameters()]))
     assert torch.equal(heads[0], heads[1])
     assert not torch.equal(heads[0], heads[2])
     assert model.config.hidden_dropout_prob == 0.1

@@ -180,9 +180,9 @@ def test_several_processes_do_nothing_at_all(tmp_path: Path, monkeypatch) -> Non
     from tests.helpers.composed import composed
 
     class Several:
-        num_processes = 2
+        size = 2
 
-    monkeypatch.setattr("cramming.glue.finetune.make_accelerator", lambda *_: Several())
+    monkeypatch.setattr("cramming.glue.finetune.open_world", lambda *_: Several())
     monkeypatch.setattr(evaluate, "open_pretrained", lambda *_: pytest.fail("opened by each of several processes"))
     with pytest.raises(UserError, match="one process, not 2"):
         evaluate.evaluate_run(composed("glue", f"output_dir={tmp_path}"))
