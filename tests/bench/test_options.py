@@ -113,7 +113,9 @@ def test_a_report_of_before_may_be_replaced(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_shapes_are_of_both_layers() -> None:
-    chosen = parser("x", None).parse_args(["--shapes", "2x3,leaf8x5", "--tokens", "7", "--modes", "inference"])
+    chosen = parser("x", None).parse_args(
+        ["--shapes", "2x3,leaf8x5", "--tokens", "7", "--modes", "inference", "--seconds", "1"]
+    )
     path, leaf = settings(chosen)
     assert path == Setting(2, 3, 7, torch.float32, "inference", seconds=1.0)
     assert leaf == Setting(1, 5, 7, torch.float32, "inference", seconds=1.0, leaf_width=8)
