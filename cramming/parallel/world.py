@@ -50,7 +50,7 @@ class World:
         """The main process's value, everywhere; they meet. Plain values alone, for it is pickled."""
         return value if self.size == 1 else broadcast_object_list([value])[0]
 
-    def wrap(self, model: nn.Module, optimiser: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
+    def wrap(self, model: nn.Module, optimiser: torch.optim.Optimizer) -> tuple[Any, Any]:
         """Both on the device, in this run's precision; the model's gradients are means over all processes."""
         wrapped, prepared = self._accelerator.prepare(model, optimiser)
         return wrapped, prepared
@@ -117,11 +117,6 @@ def open_world(key: str, precision: str, *, cpu: bool = False) -> World:
     Raises:
         UserError: the device cannot do the precision, or the environment asks for what would be ignored.
     """
-    return World(make_accelerator(key, precision, cpu=cpu))
-
-
-def make_accelerator(key: str, precision: str, *, cpu: bool = False) -> Accelerator:
-    """Accelerate's part of `open_world`."""
     if precision == "fp16" and not torch.cuda.is_available():
         raise UserError(f"{key} is fp16, which needs a GPU; use bf16 or fp32.")
     mixed = "no" if precision == "fp32" else precision
@@ -130,4 +125,4 @@ def make_accelerator(key: str, precision: str, *, cpu: bool = False) -> Accelera
     # Buffers follow from configuration and progress. To broadcast them would make every forward pass a meeting of all
     # processes, and one without a share of the validation set would not come.
     parallel = DistributedDataParallelKwargs(broadcast_buffers=False)
-    return Accelerator(mixed_precision=mixed, cpu=cpu, kwargs_handlers=[parallel])
+    return World(Accelerator(mixed_precision=mixed, cpu=cpu, kwargs_handlers=[parallel]))

@@ -1,7 +1,9 @@
 """Configuration groups `train` and `wandb`. Not the schedules themselves (budget.py)."""
 
+import math
 from dataclasses import dataclass
 
+from cramming.checks import number, numbers, one_of
 from cramming.errors import UserError
 
 BUDGETS = ("budget_tokens", "budget_steps", "budget_hours")
@@ -31,7 +33,7 @@ class TrainConfig:
     beta2: float = 0.98
     eps: float = 1e-12
     weight_decay: float = 0.01  # not on biases, norms and the position scale
-    clip: float = 0.5  # global gradient norm
+    clip: float | None = 0.5  # global gradient norm; null or inf for no clipping
     mask_rate: float = 0.25  # share of a sequence's positions that is predicted
     precision: str = "fp32"  # fp32, bf16, fp16
     compile: bool = False  # torch.compile, never max-autotune: it is known to spoil convergence
@@ -47,30 +49,24 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         self._check_budget()
-        for key in ("microbatch", "batch", "validations", "valid_sequences", "checkpoints", "keep_checkpoints"):
-            _at_least_one("train", key, getattr(self, key))
-        for key in ("log_steps", "usage_sequences", "usage_steps"):
-            _at_least_one("train", key, getattr(self, key))
-        _one_of("train.schedule", self.schedule, LR_SCHEDULES)
-        _one_of("train.precision", self.precision, PRECISIONS)
-        _one_of("train.compile_mode", self.compile_mode, COMPILE_MODES)
+        counts = ("microbatch", "batch", "validations", "valid_sequences", "checkpoints", "keep_checkpoints")
+        numbers("train", self, (*counts, "log_steps", "usage_sequences", "usage_steps"), least=1)
+        one_of("train.schedule", self.schedule, LR_SCHEDULES)
+        one_of("train.precision", self.precision, PRECISIONS)
+        one_of("train.compile_mode", self.compile_mode, COMPILE_MODES)
         if not 0 <= self.profile_steps <= max(0, self.log_steps - 2):
             raise UserError(
                 f"train.profile_steps is {self.profile_steps}; a profile lies between two rows of the history: set it "
                 f"from 0 to train.log_steps - 2 = {self.log_steps - 2}, or raise train.log_steps."
             )
-        for key in ("lr", "clip", "eps"):
-            if not getattr(self, key) > 0:
-                raise UserError(f"train.{key} is {getattr(self, key)}; set it above 0.")
-        for key in ("beta1", "beta2"):
-            if not 0 <= getattr(self, key) < 1:
-                raise UserError(f"train.{key} is {getattr(self, key)}; set it from 0 to below 1.")
-        if self.weight_decay < 0:
-            raise UserError(f"train.weight_decay is {self.weight_decay}; set it to 0 or more.")
-        if not 0 <= self.batch_ramp <= 1:
-            raise UserError(f"train.batch_ramp is {self.batch_ramp}; it is a share of the budget, from 0 to 1.")
-        if not 0 < self.mask_rate < 1:
-            raise UserError(f"train.mask_rate is {self.mask_rate}; set it between 0 and 1.")
+        numbers("train", self, ("lr", "eps"), above=0)
+        number("train.clip", self.clip, above=0, infinite=True)
+        if self.clip == math.inf:  # no clipping, in the word that JSON has for it
+            object.__setattr__(self, "clip", None)
+        numbers("train", self, ("beta1", "beta2"), least=0, below=1)
+        number("train.weight_decay", self.weight_decay, least=0)
+        number("train.batch_ramp", self.batch_ramp, least=0, most=1, hint="it is a share of the budget")
+        number("train.mask_rate", self.mask_rate, above=0, below=1)
         if self.batch % self.microbatch:
             raise UserError(
                 f"train.batch is {self.batch}, which is no multiple of train.microbatch={self.microbatch}; "
@@ -86,27 +82,19 @@ class TrainConfig:
                 "for example train.budget_tokens=null train.budget_steps=1000."
             )
         ((key, value),) = given.items()
-        if not value > 0:
-            raise UserError(f"train.{key} is {value}; set it above 0.")
+        number(f"train.{key}", value, above=0)
 
 
 @dataclass(frozen=True)
 class WandbConfig:
-    """Mirror of metrics.jsonl at Weights & Biases. "auto" is online when WANDB_API_KEY is set, else offline."""
+    """Mirror of metrics.jsonl at Weights & Biases. "auto" is online when WANDB_API_KEY is set, else offline.
+
+    The environment is obeyed: WANDB_MODE stands above any mode but "off".
+    """
 
     mode: str = "auto"
     project: str = "fff-cramming"
     entity: str | None = None
 
     def __post_init__(self) -> None:
-        _one_of("wandb.mode", self.mode, WANDB_MODES)
-
-
-def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise UserError(f"{key} is {value!r}; choose one of {', '.join(allowed)}.")
-
-
-def _at_least_one(group: str, key: str, value: int) -> None:
-    if value < 1:
-        raise UserError(f"{group}.{key} is {value}; set it to 1 or more.")
+        one_of("wandb.mode", self.mode, WANDB_MODES)

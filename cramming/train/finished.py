@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+
 from cramming.data.shards import MANIFEST, find_prepared
 from cramming.errors import UserError
-from cramming.files import read_json, write_json
-from cramming.record import read_record, recognised, record_file
+from cramming.files import read_json, sha256, write_json
+from cramming.record import Record, read_record, recognised, record_file
 from cramming.train.root import PretrainRoot
 
 # Sources on this machine: what they hold now is known without a download.
@@ -36,6 +38,20 @@ def ended_already(root: PretrainRoot, prepared: Path | None) -> bool:
         write_json(kept, record | {"name": name})
         print(f"written    {kept}, which was missing, from {path}")
     return True
+
+
+def model_is_whole(model: Path, content: Record) -> bool:
+    """Whether a finished run's model is all there, with the weights that its record knows (old records know none)."""
+    weights = model / "model.safetensors"
+    if not all((model / name).is_file() for name in ("config.json", "tokenizer.json", weights.name)):
+        return False
+    if "weights_sha256" in content:
+        return sha256(weights) == content["weights_sha256"]
+    try:
+        with safe_open(weights, "pt"):
+            return True
+    except SafetensorError:
+        return False
 
 
 def present_data(root: PretrainRoot, prepared: Path | None, trained: str) -> str | None:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from cramming.checks import number, numbers, one_of
 from cramming.errors import UserError
 from fff.hardening import LOSSES, SCHEDULES, scheduled, set_hardening
 
@@ -27,11 +28,9 @@ class Ramp:
 
     def check(self, key: str, least: float, *, open_end: bool = False) -> None:
         """Raise UserError naming `key` for an unknown schedule or an end below `least` (at it too, with `open_end`)."""
-        if self.schedule not in SCHEDULES:
-            raise UserError(f"{key}.schedule is {self.schedule!r}; choose one of {', '.join(SCHEDULES)}.")
-        for name, value in (("start", self.start), ("end", self.end)):
-            if value is not None and (value < least or (open_end and value == least)):
-                raise UserError(f"{key}.{name} is {value}; set it {'above' if open_end else 'to at least'} {least:g}.")
+        one_of(f"{key}.schedule", self.schedule, SCHEDULES)
+        bound = {"above": least} if open_end else {"least": least}
+        numbers(key, self, ("start", "end"), **bound)
         if self.schedule == "exponential" and min(self.start, self.start if self.end is None else self.end) <= 0:
             raise UserError(f"{key}: an exponential schedule needs start and end above 0.")
 
@@ -61,15 +60,12 @@ class HardeningConfig:
     harden_at: float = 1.0  # progress from which training is exactly hard, without hardening losses
 
     def __post_init__(self) -> None:
-        if self.form not in LAYER_FORMS:
-            raise UserError(f"hardening.form is {self.form!r}; choose one of {', '.join(LAYER_FORMS)}.")
+        one_of("hardening.form", self.form, LAYER_FORMS)
         self.temperature.check("hardening.temperature", 0.0, open_end=True)
         self.entropy_weight.check("hardening.entropy_weight", 0.0)
         self.balance_weight.check("hardening.balance_weight", 0.0)
-        if not 0 <= self.region_leak <= 0.5:
-            raise UserError(f"hardening.region_leak is {self.region_leak}; it is a probability from 0 to 0.5.")
-        if not 0 <= self.harden_at <= 1:
-            raise UserError(f"hardening.harden_at is {self.harden_at}; it is a share of the budget, from 0 to 1.")
+        number("hardening.region_leak", self.region_leak, least=0, most=0.5, hint="it is a probability")
+        number("hardening.harden_at", self.harden_at, least=0, most=1, hint="it is a share of the budget")
 
     @property
     def losses(self) -> tuple[str, ...]:

@@ -5,12 +5,15 @@ from pathlib import Path
 
 import torch
 
-from cramming.data.shards import MANIFEST, PreparedData, open_prepared
+from cramming.data.shards import MANIFEST, PreparedData, find_prepared, open_prepared
 from cramming.errors import UserError
-from cramming.files import locked
+from cramming.files import locked, read_json
+from cramming.objectives.masked import MASK_TOKEN
 from cramming.parallel.world import World, open_world
+from cramming.record import read_record
 from cramming.train.assemble import check_layer
-from cramming.train.finished import ended_already
+from cramming.train.checkpoint import MANIFEST as CHECKPOINT
+from cramming.train.finished import ended_already, model_is_whole
 from cramming.train.root import PretrainRoot
 from cramming.train.run import Run, RunFolder
 from cramming.train.tracking import check_wandb
@@ -26,18 +29,52 @@ def pretrain(root: PretrainRoot, prepared: Path | None = None) -> Path:
         UserError: bad configuration, data or checkpoint, or the run has ended on other data.
         Diverged: the loss is no number any more.
     """
-    folder = RunFolder(root.run_folder)
+    folder, content = RunFolder(root.run_folder), None
     if ended_already(root, prepared):
-        return folder.path
+        content = read_record(folder.record)
+        if model_is_whole(folder.model, content):
+            return folder.path
     world = open_world("train.precision", root.train.precision, cpu=not torch.cuda.is_available())
     # Before the data, whose preparation may take hours.
+    check_processes(root, world.size)
     check_layer(root)
+    check_examples(root.data.examples)
     check_wandb(root.wandb)
     busy = f"{folder.path} is being trained by another process; wait for it, or change the seed or the configuration."
     with locked(folder.path / ".lock", wait=False, busy=busy) if world.main else contextlib.nullcontext():
-        Run(root, folder, world, shared_data(root, prepared, world)).train()
+        run = Run(root, folder, world, shared_data(root, prepared, world))
+        if content is None:
+            run.train()
+        elif world.main:
+            run.write_model_again(content)
     world.end()
     return folder.path
+
+
+def check_processes(root: PretrainRoot, processes: int) -> None:
+    """Refuse a batch that as many processes cannot share: another one would be trained.
+
+    Raises:
+        UserError: naming the keys.
+    """
+    batch, unit = root.train.batch, root.train.microbatch * processes
+    if batch % unit:
+        fitting = [m for m in range(1, batch // processes + 1) if batch % (m * processes) == 0]
+        near = min(fitting, key=lambda m: abs(m - root.train.microbatch), default=None)
+        mend = f"set train.microbatch={near}, or " if near else "set "
+        raise UserError(
+            f"train.batch is {batch}, and {processes} processes with train.microbatch={root.train.microbatch} read "
+            f"{unit} sequences at once, which does not divide it; {mend}train.batch={max(1, batch // unit) * unit}."
+        )
+
+
+def check_examples(examples: list[str]) -> None:
+    """Refuse sentences to fill in that have nothing to fill in (UserError), before they would end a finished run."""
+    for number, text in enumerate(examples):
+        if text.count(MASK_TOKEN) != 1:
+            raise UserError(
+                f"data.examples[{number}] is {text!r}; give it {MASK_TOKEN} exactly once, for what is guessed."
+            )
 
 
 def shared_data(root: PretrainRoot, prepared: Path | None, world: World) -> PreparedData:
@@ -58,8 +95,20 @@ def shared_data(root: PretrainRoot, prepared: Path | None, world: World) -> Prep
 
 
 def find_data(root: PretrainRoot, prepared: Path | None) -> PreparedData:
-    """The data in a prepared folder, or those that the configuration names."""
+    """The data in a prepared folder, those that the run began with, or those that the configuration names."""
+    if prepared is None and (began := begun_with(RunFolder(root.run_folder))):
+        prepared = find_prepared(Path(root.output_dir), began)
     return open_prepared(prepared) if prepared else prepared_here(root)
+
+
+def begun_with(folder: RunFolder) -> str | None:
+    """Fingerprint of the data that a run was trained on so far; None for one without a checkpoint."""
+    for manifest in sorted((folder.path / "checkpoints").glob(f"step-*/{CHECKPOINT}"), key=lambda p: p.stat().st_mtime):
+        content = read_json(manifest)
+        identity = content.get("identity") if isinstance(content, dict) else None
+        if isinstance(identity, dict) and isinstance(identity.get("data"), str):
+            return identity["data"]
+    return None
 
 
 def prepared_here(root: PretrainRoot) -> PreparedData:

@@ -8,6 +8,7 @@ from cramming.data.shards import PreparedData
 from cramming.errors import Diverged, Stopped, UserError
 from cramming.files import write_json
 from cramming.model.saved import write_model
+from cramming.parallel.environment import recorded_environment
 from cramming.parallel.world import World
 from cramming.record import Record, record_file, write_record
 from cramming.train.assemble import assemble
@@ -19,6 +20,7 @@ from cramming.train.loop import Hook, Trainer
 from cramming.train.meter import Meter
 from cramming.train.pictures import heatmap
 from cramming.train.profiling import Profile
+from cramming.train.providers import Providers
 from cramming.train.root import PretrainRoot
 from cramming.train.tracking import close_wandb, open_wandb, wandb_mirror, wandb_usage
 from cramming.train.usage import UsageHook
@@ -62,6 +64,7 @@ class Run:
         )
         self.parameters = sum(p.numel() for p in self.parts.model.parameters())
         self.unigram = self.validation.unigram_loss()
+        self.providers = Providers()
 
     def train(self) -> None:
         """Train to the end of the budget, or until stopped; then save, record and say what comes next."""
@@ -72,7 +75,7 @@ class Run:
         if self.world.main:
             self._announce()
             wandb_run = self._wandb()
-        hooks = self._hooks(wandb_run)
+        hooks, exit_code = self._hooks(wandb_run), 1
         for hook in hooks:
             if hook.name in memory:
                 hook.restore(memory[hook.name])
@@ -80,11 +83,12 @@ class Run:
             with self.parts.loader() as batches:
                 trainer = Trainer(self.parts, batches, hooks)
                 trainer.train()
+            exit_code = int(trainer.stop_reason is not None)
         except Diverged as error:
             self._record("diverged", {"error": str(error)})
             raise
         finally:
-            close_wandb(wandb_run)
+            close_wandb(wandb_run, exit_code)
         if trainer.stop_reason is not None:
             raise Stopped(
                 f"Stopped by {trainer.stop_reason} at step {state.step} ({state.progress:.1%} of the budget); the "
@@ -92,6 +96,26 @@ class Run:
             )
         if self.world.main:
             self._finish()
+
+    def write_model_again(self, content: Record) -> None:
+        """The finished model from the last checkpoint, which has to give the weights that the record knows.
+
+        Raises:
+            UserError: there is no checkpoint of the end, or it gives others.
+        """
+        self._resume()
+        if self.parts.state.reached < 1:
+            raise UserError(
+                f"{self.folder.model} is lost or damaged, and no checkpoint of the run's end is left; move "
+                f"{self.folder.path} away and start the same command to train it again."
+            )
+        weights = write_model(self.parts.model, self.data.tokenizer(), self.folder.model)
+        if content.get("weights_sha256", weights) != weights:
+            raise UserError(
+                f"{self.checkpoints.list()[-1]} gives other weights than {self.folder.record} knows; move "
+                f"{self.folder.path} away and start the same command to train it again."
+            )
+        print(f"written    {self.folder.model}, which was lost or damaged, from the last checkpoint", flush=True)
 
     def _resume(self) -> dict[str, Any]:
         """Take up the newest checkpoint, if there is one; returns what the hooks remember, by their names."""
@@ -116,7 +140,7 @@ class Run:
             sources.append(
                 UsageHook(self.validation, sequences=sequences, steps=config.usage_steps, folder=folder, shows=shows)
             )
-        hooks: list[Hook] = [StopSignals(), FiniteGuard(), *sources]
+        hooks: list[Hook] = [StopSignals(), FiniteGuard(), self.providers, *sources]
         if world.main:
             bar, meter = Bar(), Meter(self.parts.flops, world.device, world.size)
             mirrors = [bar.show, *([wandb_mirror(wandb_run)] if wandb_run else [])]
@@ -130,8 +154,10 @@ class Run:
     def _wandb(self) -> Any:
         root = self.root
         settings = root.as_recorded() | {"parameters": self.parameters, "data_fingerprint": self.data.fingerprint}
+        step = self.parts.state.step
+        rows = [row for row in read_history(self.folder.history) if row["step"] <= step] if step else []
         return open_wandb(
-            root.wandb, name=root.run_name, folder=self.folder.path, settings=settings, group=root.group_name
+            root.wandb, name=root.run_name, folder=self.folder.path, settings=settings, group=root.group_name, rows=rows
         )
 
     def _announce(self) -> None:
@@ -168,12 +194,15 @@ class Run:
             },
             metrics=history_metrics(rows, self.unigram),
             processes=self.world.size,
+            provider=self.providers.names,
             extra={
                 "experiment": root.experiment,
                 "ffn": root.ffn.tag,
                 "group": root.group,
                 "resolved": root.resolved(),
                 "curve": history_curve(rows),
+                "seconds_not_counted": round(state.uncounted, 3),
+                "environment": recorded_environment(),
                 **extra,
             },
         )

@@ -218,6 +218,11 @@ class PathFFF(Hardenable):
         temperature = self.temperature if self.active_form == "straight_through" else None
         return self._provider_for(x), (flat, w_in, b_in, w_out, self.activation, flips, temperature)
 
+    @property
+    def computed_by(self) -> frozenset[str]:
+        """Names of the providers that have computed hard passes of this layer, as it is set now."""
+        return frozenset(self._chosen.values())
+
     def _provider_for(self, x: Tensor) -> Provider:
         if is_compiling():
             return choose(self.execution, self.provider, x.device, x.dtype, self.trees, self.depth)
