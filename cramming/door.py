@@ -10,6 +10,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from tqdm import tqdm
+
 from cramming.errors import UserError
 from cramming.files import is_full_disk
 
@@ -61,12 +63,12 @@ def _words(error: BaseException) -> str:
 
 
 def tell(text: str) -> None:
-    """Print an error's line to stderr, whatever characters that can show."""
+    """Print an error's line to stderr, whatever characters that can show, and not into a progress bar."""
     line = f"error: {text}"
     try:
-        print(line, file=sys.stderr, flush=True)
+        tqdm.write(line, file=sys.stderr)
     except UnicodeEncodeError:
-        print(line.encode("ascii", "backslashreplace").decode(), file=sys.stderr, flush=True)
+        tqdm.write(line.encode("ascii", "backslashreplace").decode(), file=sys.stderr)
 
 
 @contextmanager

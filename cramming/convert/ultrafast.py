@@ -81,7 +81,11 @@ def convert_folder(source: Path, out: Path, *, trees: int = 1, heads: int | None
         UserError: `out` exists, or the checkpoint is missing, damaged or of another architecture.
     """
     refuse_existing(out)
-    model = convert(_read(source), trees=trees, heads=heads)
+    try:
+        model = convert(_read(source), trees=trees, heads=heads)
+    except UserError as error:
+        text = str(error)
+        raise UserError(text if str(source) in text else f"{source}: {text[0].lower()}{text[1:]}") from error
     with new_folder(out) as beside:
         save_model(model, beside)
         for name in TOKENIZER_FILES:

@@ -7,7 +7,7 @@ import torch
 
 from cramming.data.shards import MANIFEST, PreparedData, find_prepared, open_prepared
 from cramming.errors import UserError
-from cramming.files import locked, read_json
+from cramming.files import check_writable, locked, read_json
 from cramming.objectives.masked import MASK_TOKEN
 from cramming.parallel.world import World, open_world
 from cramming.record import read_record
@@ -40,6 +40,8 @@ def pretrain(root: PretrainRoot, prepared: Path | None = None) -> Path:
     check_layer(root)
     check_examples(root.data.examples)
     check_wandb(root.wandb)
+    if world.main:
+        check_writable(Path(root.results_dir) / "runs")
     busy = f"{folder.path} is being trained by another process; wait for it, or change the seed or the configuration."
     with locked(folder.path / ".lock", wait=False, busy=busy) if world.main else contextlib.nullcontext():
         run = Run(root, folder, world, shared_data(root, prepared, world))
