@@ -183,6 +183,8 @@ def no_space(folder: Path, key: str) -> Iterator[None]:
     """Turn a full disk of `folder`, which the configuration key `key` set, into a UserError."""
     try:
         yield
+    except UserError:  # somebody inside knows better which disk it is
+        raise
     except Exception as error:
         if not is_full_disk(error):
             raise

@@ -2,11 +2,14 @@
 
 from dataclasses import dataclass, field
 
+from cramming.checks import number, numbers, one_of
 from cramming.errors import UserError
 from cramming.files import checked_name
 
 SOURCES = ("docs", "text", "hub", "readymade")
 ORDERS = ("random", "length")
+NORMALISERS = ("paper", "ascii", "unicode")
+LEAST_VOCABULARY, MOST_VOCABULARY = 64, 1 << 20
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,11 @@ class DataConfig:
     valid_share: float = 0.005
     # Held-out text kept, in 10^6 UTF-8 bytes; held-out documents beyond it are used for nothing.
     valid_max_megabytes: float = 8.0
-    # Folder of an existing tokenizer; None trains one.
+    # Folder of an existing tokenizer, which brings its own normaliser; None trains one.
     tokenizer: str | None = None
+    # Which letters stay: paper (the recipe's: those of ASCII), ascii (the same, after dashes, quotes and spaces of
+    # Unicode took their ASCII forms), unicode (those of every script). See normaliser.py.
+    normaliser: str = "paper"
     # Number of token ids.
     vocab_size: int = 32768
     # Text that the tokenizer is trained on, in 10^6 UTF-8 bytes.
@@ -64,10 +70,9 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         """Refuse what can be seen to be wrong without reading a file (UserError)."""
-        if self.source not in SOURCES:
-            raise UserError(f"data.source is {self.source!r}; use one of {', '.join(SOURCES)}.")
-        if self.order not in ORDERS:
-            raise UserError(f"data.order is {self.order!r}; use one of {', '.join(ORDERS)}.")
+        one_of("data.source", self.source, SOURCES)
+        one_of("data.order", self.order, ORDERS)
+        one_of("data.normaliser", self.normaliser, NORMALISERS)
         checked_name(self.name, "data.name")
         self._check_numbers()
         if self.source == "hub" and not self.hub:
@@ -81,21 +86,17 @@ class DataConfig:
             raise UserError(f"data.files and data.valid_files need data.source=text; it is {self.source!r}.")
 
     def _check_numbers(self) -> None:
-        positive = {
-            "seq_len": self.seq_len,
-            "tokenizer_megabytes": self.tokenizer_megabytes,
-            "valid_max_megabytes": self.valid_max_megabytes,
-            "max_megabytes": self.max_megabytes,
-            "max_tokens_per_char": self.max_tokens_per_char,
-        }
-        for key, value in positive.items():
-            if value is not None and not value > 0:
-                raise UserError(f"data.{key} is {value}; it must be above 0.")
-        if not 64 <= self.vocab_size <= 2**31:
-            raise UserError(f"data.vocab_size is {self.vocab_size}; the special tokens and letters alone need 64.")
-        if not 0 <= self.valid_share < 1:
-            raise UserError(f"data.valid_share is {self.valid_share}; it must lie in [0, 1).")
+        numbers("data", self, ("tokenizer_megabytes", "valid_max_megabytes", "max_megabytes"), above=0)
+        number("data.max_tokens_per_char", self.max_tokens_per_char, above=0)
+        number("data.seq_len", self.seq_len, least=1, most=1 << 20)
+        number(
+            "data.vocab_size",
+            self.vocab_size,
+            least=LEAST_VOCABULARY,
+            most=MOST_VOCABULARY,
+            hint="the special tokens and letters alone need 64",
+        )
+        number("data.valid_share", self.valid_share, least=0, below=1)
         if not self.valid_share and not self.valid_files:
             raise UserError("data.valid_share is 0 and data.valid_files is empty; validation needs one of them.")
-        if self.workers < 0:
-            raise UserError(f"data.workers is {self.workers}; use 0 (every core) or a number of processes.")
+        number("data.workers", self.workers, least=0, most=1024, hint="0 uses every core")

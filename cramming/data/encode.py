@@ -1,5 +1,6 @@
 """Documents to packed ids: held-out split, tokenizer training, encoding in workers. Not for folders or keys."""
 
+import itertools
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -10,7 +11,8 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from cramming.data.config import DataConfig
-from cramming.data.sources.source import Source, digest, fraction
+from cramming.data.normaliser import Dropped
+from cramming.data.sources.source import Mended, Source, digest, fraction
 from cramming.data.tokenizer import (
     SEP,
     Encoder,
@@ -21,6 +23,7 @@ from cramming.data.tokenizer import (
 )
 from cramming.data.workers import in_order, worker_count, worker_pool
 from cramming.data.writer import ShardWriter
+from cramming.errors import UserError
 
 CHUNK_CHARACTERS = 400_000
 
@@ -44,6 +47,7 @@ class Built:
     valid: ShardWriter
     counts: Counts
     held_out: list[str] = field(default_factory=list)
+    dropped: Dropped = field(default_factory=Dropped)
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ class EncodedChunk:
     kept: int
     filtered: int
     text_bytes: int
+    dropped: Dropped
 
 
 class Split:
@@ -89,9 +94,23 @@ def make_tokenizer(config: DataConfig, source: Source, split: Split) -> Tokenize
     if config.tokenizer is not None:
         return load_tokenizer(Path(config.tokenizer).expanduser(), config.vocab_size)
     megabytes = min(config.tokenizer_megabytes, config.max_megabytes or config.tokenizer_megabytes)
-    sample = (text for text in source.documents(megabytes) if not split.holds_out(text))
-    bar = tqdm(sample, desc="tokenizer", unit=" documents", file=sys.stderr, mininterval=0.5)
-    return train_tokenizer(bar, config.vocab_size)
+    sample: Iterator[str] = (text for text in source.documents(megabytes) if not split.holds_out(text))
+    first = next(sample, None)
+    if first is None:
+        raise UserError(
+            "data: all documents that are read are held out, perhaps as there are few "
+            f"({how_documents_end(config)}); give more text, or lower data.valid_share={config.valid_share:g}."
+        )
+    sample = itertools.chain([first], sample)
+    with tqdm(sample, desc="tokenizer", unit=" documents", file=sys.stderr, mininterval=0.5) as bar:
+        return train_tokenizer(Dropped().watch(bar, config.normaliser), config.vocab_size, config.normaliser)
+
+
+def how_documents_end(config: DataConfig) -> str:
+    """Where one document ends and the next begins."""
+    if config.source == "text":
+        return "an empty line ends a document in .txt (lines end in \\n or \\r\\n), a line in .jsonl"
+    return "each row is one"
 
 
 def encode_corpus(config: DataConfig, source: Source, folder: Path, tokenizer_folder: Path) -> Built:
@@ -103,6 +122,7 @@ def encode_corpus(config: DataConfig, source: Source, folder: Path, tokenizer_fo
     letters = letters_per_token(tokenizer)
     train, valid = (ShardWriter(folder, name, config.seq_len, dtype, letters) for name in ("train", "valid"))
     built = Built(train, valid, Counts())
+    source.mended = Mended()  # of this reading alone
     workers = worker_count(config.workers)
     arguments = (str(tokenizer_folder / "tokenizer.json"), dtype.name, config.max_tokens_per_char)
     with progress(source.total()) as bar, worker_pool(workers, setup_encoder, arguments) as pool:
@@ -110,6 +130,8 @@ def encode_corpus(config: DataConfig, source: Source, folder: Path, tokenizer_fo
         for encoded in in_order(pool, encode_chunk, chunks(config, source, split, built, bar), 3 * workers):
             (valid if encoded.held_out else train).write(encoded.ids)
             built.counts.documents_filtered += encoded.filtered
+            built.dropped.letters += encoded.dropped.letters
+            built.dropped.letters_dropped += encoded.dropped.letters_dropped
             built.counts.documents += 0 if encoded.held_out else encoded.kept
             text_bytes += encoded.text_bytes
             elapsed = max(1e-9, bar.format_dict["elapsed"])
@@ -171,6 +193,7 @@ class ChunkEncoder:
     def __call__(self, chunk: Chunk) -> EncodedChunk:
         """Encode a chunk; documents with too many tokens per character are left out."""
         parts, filtered = [], 0
+        self.encode.dropped = Dropped()
         for document in chunk.documents:
             ids = self.encode(document)
             tokens = len(ids) // self.itemsize
@@ -179,7 +202,8 @@ class ChunkEncoder:
             else:
                 parts += [ids, self.end]
         text_bytes = sum(len(document.encode()) for document in chunk.documents)
-        return EncodedChunk(chunk.held_out, b"".join(parts), len(parts) // 2, filtered, text_bytes)
+        kept = len(parts) // 2
+        return EncodedChunk(chunk.held_out, b"".join(parts), kept, filtered, text_bytes, self.encode.dropped)
 
 
 # The state of a worker process: setup_encoder fills it once, encode_chunk reads it.

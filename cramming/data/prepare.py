@@ -13,6 +13,7 @@ import numpy as np
 
 from cramming.data.config import DataConfig
 from cramming.data.encode import Built, encode_corpus
+from cramming.data.outcome import losses, refuse_unusable, remarks
 from cramming.data.readymade import copy_readymade
 from cramming.data.shards import (
     FORMAT_VERSION,
@@ -27,10 +28,10 @@ from cramming.data.shards import (
 from cramming.data.sources.corpus import TextSource
 from cramming.data.sources.docs import DocsSource
 from cramming.data.sources.hub import HubSource, local_content
-from cramming.data.sources.source import Source
+from cramming.data.sources.source import Mended, Source
 from cramming.data.tokenizer import load_tokenizer
 from cramming.errors import UserError
-from cramming.files import commit_folder, locked, no_space, sha256, short_hash, write_json
+from cramming.files import commit_folder, locked, no_space, refuse_existing, sha256, short_hash, write_json
 
 # Raised when the code makes other tokens from the same text, so that older results are not taken for the same.
 PIPELINE_VERSION = 1
@@ -46,19 +47,25 @@ def prepare(config: DataConfig, output_dir: Path) -> PreparedData:
     Raises:
         UserError: sources, tokenizer or disk do not allow it, or an existing result is damaged.
     """
-    source, final = make_source(config), place(config, output_dir)
+    source = make_source(config)
+    final = place(config, output_dir, source)
     if final.is_dir():
         return open_prepared(final)
     with no_space(output_dir, "output_dir"):
         with one_at_a_time(final):
             if not final.is_dir():
+                refuse_existing(final)
                 make(config, source, final)
         return open_prepared(final)
 
 
-def place(config: DataConfig, output_dir: Path) -> Path:
-    """Where the data of this configuration and of its sources, as they are now, are or will be prepared."""
-    return output_dir / "data" / f"{config.name}-{key(config, make_source(config))}"
+def place(config: DataConfig, output_dir: Path, source: Source | None = None) -> Path:
+    """Where the data of this configuration and of its sources, as they are now, are or will be prepared.
+
+    Args:
+        source: the configuration's, where the caller has it already.
+    """
+    return output_dir / "data" / f"{config.name}-{key(config, source or make_source(config))}"
 
 
 def make_source(config: DataConfig) -> Source | None:
@@ -86,6 +93,7 @@ def key(config: DataConfig, source: Source | None) -> str:
         folder = Path(config.tokenizer).expanduser()
         load_tokenizer(folder, config.vocab_size)
         tokenizer = sha256(folder / "tokenizer.json")
+        settings.pop("normaliser")
     identity = (local_content(config.hub) or None) if source is None else source.identity()
     return short_hash({"version": PIPELINE_VERSION, "settings": settings, "source": identity, "tokenizer": tokenizer})
 
@@ -111,43 +119,25 @@ def make(config: DataConfig, source: Source | None, final: Path) -> None:
     try:
         if source is None:
             built, provenance = copy_readymade(config, beside, beside / TOKENIZER)
+            mended = Mended()
         else:
             source.check()
             built = encode_corpus(config, source, beside, beside / TOKENIZER)
-            provenance = source.provenance()
+            provenance, mended = source.provenance(), source.mended
         for writer in (built.train, built.valid):
             writer.close()
         refuse_unusable(config, built)
         if config.order == "length":
             built.train.sort_by_letters()
-        finish(config, built, provenance, beside)
+        finish(config, built, provenance, losses(built, mended), beside)
         commit_folder(beside, final)
+        for remark in remarks(config, built, mended):
+            print(f"note: {remark}", file=sys.stderr)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def refuse_unusable(config: DataConfig, built: Built) -> None:
-    """UserError when training or validation would have no sequence."""
-    counts = built.counts
-    if not built.train.sequences and counts.documents_filtered:
-        raise UserError(
-            f"data.max_tokens_per_char={config.max_tokens_per_char} left out {counts.documents_filtered} of "
-            f"{counts.documents + counts.documents_filtered} documents, and nothing remains; raise it or set null."
-        )
-    if not built.train.sequences:
-        raise UserError(
-            f"data: the text gives less than one sequence of data.seq_len={config.seq_len} tokens "
-            f"({counts.documents} documents); give more text."
-        )
-    if not built.valid.sequences:
-        raise UserError(
-            f"data: the held-out text ({counts.documents_held_out} documents) gives less than one sequence of "
-            f"data.seq_len={config.seq_len} tokens; "
-            f"raise data.valid_share={config.valid_share} or give data.valid_files."
-        )
-
-
-def finish(config: DataConfig, built: Built, provenance: dict[str, Any], folder: Path) -> None:
+def finish(config: DataConfig, built: Built, provenance: dict[str, Any], lost: dict[str, int], folder: Path) -> None:
     """Write counts, held-out text and, last, the manifest of it all."""
     np.save(folder / UNIGRAM_COUNTS, built.train.counts)
     with open(folder / HELD_OUT, "w", encoding="utf-8") as file:
@@ -168,6 +158,7 @@ def finish(config: DataConfig, built: Built, provenance: dict[str, Any], folder:
         "counts": asdict(built.counts)
         | {f"{split}_sequences": number for split, number in sequences.items()}
         | {f"{split}_tokens": number * config.seq_len for split, number in sequences.items()},
+        "lost": lost,
         "tokenizer_sha256": sha256(folder / TOKENIZER / "tokenizer.json"),
         "files": {
             path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}

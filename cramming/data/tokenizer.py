@@ -1,82 +1,86 @@
-"""The WordPiece tokenizer: normaliser, training, folder, and a fast encoder for whole corpora. Not for packing."""
+"""The WordPiece tokenizer: training, folder, and a fast encoder for whole corpora. Not its normaliser, nor packing."""
 
 import json
-import re
-import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from cramming.data.config import LEAST_VOCABULARY, MOST_VOCABULARY, NORMALISERS
+from cramming.data.normaliser import Dropped, in_ascii, normalizer, splitter, words_of
 from cramming.errors import UserError
 
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<unk>", "<cls>", "<sep>", "<mask>")
 PAD, BOS, EOS, UNK, CLS, SEP, MASK = range(7)
 PREFIX = "##"
 MAX_WORD = 100
-WORDS = re.compile(r"\w+|[^\w\s]+", re.ASCII)
 # Bounds the memory of a worker's word cache; text without end of new words starts it anew.
 CACHED_WORDS = 400_000
 
 
-def normalizer() -> normalizers.Normalizer:
-    """`` and '' to ", NFD, lower case, accents off, spaces collapsed, non-ASCII dropped (CRAM's order)."""
-    return normalizers.Sequence(
-        [
-            normalizers.Replace("``", '"'),
-            normalizers.Replace("''", '"'),
-            normalizers.NFD(),
-            normalizers.Lowercase(),
-            normalizers.StripAccents(),
-            normalizers.Replace(Regex(" {2,}"), " "),
-            normalizers.Replace(Regex(r"[^\x00-\x7F]+"), ""),
-        ]
-    )
-
-
-def split_words(text: str) -> list[str]:
-    """The words that the tokenizer's normaliser and pre-tokeniser make of a text.
-
-    Dropping all non-ASCII after NFD also drops the accents, and spaces do not matter to the split: the same words,
-    many times faster.
-    """
-    text = text.replace("``", '"').replace("''", '"')
-    if not text.isascii():
-        text = unicodedata.normalize("NFD", text).encode("ascii", "ignore").decode()
-    return WORDS.findall(text.lower())
-
-
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+def train_tokenizer(texts: Iterable[str], vocab_size: int, normaliser: str = "paper") -> Tokenizer:
     """Train WordPiece with the special tokens at ids 0..6; the same texts give the same tokenizer.
 
     Raises:
-        UserError: the texts give fewer than `vocab_size` tokens.
+        UserError: the texts give fewer than `vocab_size` tokens, or their letters alone more.
     """
-    counts: dict[str, int] = {}
+    words, counts = splitter(normaliser), Counter[str]()
     for text in texts:
-        for word in split_words(text):
-            counts[word] = counts.get(word, 0) + 1
+        counts.update(words(text))
     # Longer words become <unk> whatever the vocabulary.
-    counts = {word: count for word, count in counts.items() if len(word) <= MAX_WORD}
+    counts = Counter({word: count for word, count in counts.items() if len(word) <= MAX_WORD})
     # The trainer numbers letters inside of words in the order of a randomly seeded hash table, and ties between
     # merges follow those numbers. Given as special tokens in sorted order, they stand before it begins.
-    letters = sorted({letter for word in counts for letter in word})
-    inner = sorted({PREFIX + letter for word in counts for letter in word[1:]})
+    letters = alphabet(counts)
+    if normaliser == "unicode":  # some scripts have more letters than a vocabulary has room for
+        letters = common(letters, vocab_size // 2)
+        counts = Counter({word: count for word, count in counts.items() if letters.keys() >= set(pieces(word))})
+    ordered = sorted(letters, key=lambda letter: (letter.startswith(PREFIX), letter))
     trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size, special_tokens=[*SPECIAL_TOKENS, *letters, *inner], show_progress=False
+        vocab_size=vocab_size, special_tokens=[*SPECIAL_TOKENS, *ordered], limit_alphabet=0, show_progress=False
     )
     scratch = Tokenizer(models.WordPiece(unk_token="<unk>"))
     scratch.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     scratch.train_from_iterator(repeated_words(counts), trainer)
     vocabulary = scratch.get_vocab()
     if len(vocabulary) != vocab_size:
-        raise UserError(
-            f"data.vocab_size is {vocab_size}, but the text gives {len(vocabulary)} tokens; "
-            f"set data.vocab_size={len(vocabulary)}, or give more text or data.tokenizer_megabytes."
+        raise wrong_size(vocab_size, len(vocabulary))
+    return wordpiece(vocabulary, normaliser)
+
+
+def pieces(word: str) -> Iterator[str]:
+    """The word's letters, with the prefix those inside."""
+    return (PREFIX + letter if place else letter for place, letter in enumerate(word))
+
+
+def alphabet(counts: Counter[str]) -> Counter[str]:
+    """How often each letter stands anywhere in a word, and with the prefix how often inside."""
+    letters = Counter[str]()
+    for word, count in counts.items():
+        for letter in (*word, *(PREFIX + letter for letter in word[1:])):
+            letters[letter] += count
+    return letters
+
+
+def common(letters: Counter[str], most: int) -> Counter[str]:
+    """The `most` common ones."""
+    return Counter(dict(sorted(letters.items(), key=lambda item: (-item[1], item[0]))[:most]))
+
+
+def wrong_size(vocab_size: int, found: int) -> UserError:
+    """The error for a text that does not give the tokens asked for."""
+    if found < LEAST_VOCABULARY:
+        return UserError(
+            f"data: the text gives {found} tokens, too few for any data.vocab_size; give more text, or text of more "
+            "letters."
         )
-    return wordpiece(vocabulary)
+    mend = f"set data.vocab_size={found}"
+    if found < vocab_size:
+        mend += ", or give more text or data.tokenizer_megabytes"
+    return UserError(f"data.vocab_size is {vocab_size}, but the text gives {found} tokens; {mend}.")
 
 
 def repeated_words(counts: dict[str, int]) -> Iterator[str]:
@@ -88,14 +92,14 @@ def repeated_words(counts: dict[str, int]) -> Iterator[str]:
             left -= 1000
 
 
-def wordpiece(vocabulary: dict[str, int]) -> Tokenizer:
+def wordpiece(vocabulary: dict[str, int], normaliser: str = "paper") -> Tokenizer:
     """The tokenizer around a vocabulary, with normaliser, pre-tokeniser and templates."""
     tokenizer = Tokenizer(
         models.WordPiece(
             vocabulary, unk_token="<unk>", continuing_subword_prefix=PREFIX, max_input_chars_per_word=MAX_WORD
         )
     )
-    tokenizer.normalizer = normalizer()
+    tokenizer.normalizer = normalizer(normaliser)
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.decoder = decoders.WordPiece(prefix=PREFIX)
     tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
@@ -133,6 +137,11 @@ def load_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
     except Exception as error:  # the library raises plain Exception
         raise UserError(f"data.tokenizer: {path} is damaged ({error}).") from None
     size = tokenizer.get_vocab_size()
+    if not LEAST_VOCABULARY <= size <= MOST_VOCABULARY or max(tokenizer.get_vocab().values()) >= size:
+        raise UserError(
+            f"data.tokenizer: {folder} has {size} tokens, or ids that leave some numbers out; "
+            f"give one with {LEAST_VOCABULARY} to {MOST_VOCABULARY} tokens numbered from 0."
+        )
     if size != vocab_size:
         raise UserError(f"data.tokenizer: {folder} has {size} tokens; set data.vocab_size={size}.")
     for number, token in enumerate(SPECIAL_TOKENS):
@@ -171,25 +180,34 @@ class WordCache(dict[str, bytes]):
 class Encoder:
     """Texts to ids, equal to the tokenizer's own without templates; text like "<mask>" stays text.
 
-    Words repeat, so each is encoded once; a tokenizer with another normaliser goes through its own code.
+    Words repeat, so each is encoded once; with a normaliser that has no fast form a text goes through its own code.
     """
 
     def __init__(self, tokenizer: Tokenizer, dtype: np.dtype) -> None:
         self.tokenizer, self.dtype = tokenizer, dtype
-        self.cache = WordCache(tokenizer, dtype) if is_ours(tokenizer) else None
+        self.normaliser = normaliser_of(tokenizer)
+        self.cache = WordCache(tokenizer, dtype)
+        self.dropped = Dropped()  # by the texts so far, as far as the normaliser is one made here
         tokenizer.encode_special_tokens = True
 
     def __call__(self, text: str) -> bytes:
         """Ids of one document as bytes of `dtype`."""
-        if self.cache is None:
+        if self.normaliser is None or self.normaliser == "unicode":
+            self.dropped.add(text, 0)
             ids = self.tokenizer.encode(text, add_special_tokens=False).ids
             return np.array(ids, dtype=self.dtype).tobytes()
-        return b"".join(map(self.cache.__getitem__, split_words(text)))
+        ascii_text, dropped = in_ascii(text, self.normaliser)
+        self.dropped.add(text, dropped)
+        return b"".join(map(self.cache.__getitem__, words_of(ascii_text)))
 
 
-def is_ours(tokenizer: Tokenizer) -> bool:
-    """Whether normaliser, pre-tokeniser and model are the ones made here, whatever the vocabulary."""
-    given, ours = json.loads(tokenizer.to_str()), json.loads(wordpiece({"<unk>": UNK}).to_str())
-    for description in (given, ours):
-        description["model"].pop("vocab")
-    return all(given[part] == ours[part] for part in ("normalizer", "pre_tokenizer", "model"))
+def normaliser_of(tokenizer: Tokenizer) -> str | None:
+    """Which of our normalisers a tokenizer has; None where any part but the vocabulary is another than ours."""
+    given = json.loads(tokenizer.to_str())
+    for name in NORMALISERS:
+        ours = json.loads(wordpiece({"<unk>": UNK}, name).to_str())
+        for description in (given, ours):
+            description["model"].pop("vocab", None)
+        if all(given[part] == ours[part] for part in ("normalizer", "pre_tokenizer", "model")):
+            return name
+    return None

@@ -43,14 +43,28 @@ def worker_pool(
         return
     # Forking is quick and does not import the caller's script again; macOS cannot fork safely.
     context = multiprocessing.get_context("fork" if sys.platform.startswith("linux") else "spawn")
-    pool = ProcessPoolExecutor(workers, context, start_worker, (setup, arguments))
-    try:
-        with without_tokenizer_threads():
+    with without_tokenizer_threads():
+        pool = started_pool(workers, context, (setup, arguments))
+        try:
             yield pool
-    except BrokenProcessPool:
-        raise UserError("A worker process died (killed, or out of memory); run again with data.workers=1.") from None
-    finally:
-        pool.shutdown(cancel_futures=True)
+        except BrokenProcessPool:
+            raise UserError("A worker process died (killed, or out of memory); set data.workers=1.") from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def started_pool(workers: int, context: Any, arguments: tuple[Any, ...]) -> ProcessPoolExecutor:
+    """A pool with its processes started; UserError where the system refuses the processes or what they share."""
+    try:
+        pool = ProcessPoolExecutor(workers, context, start_worker, arguments)
+        pool.submit(no_setup)
+    except (OSError, MemoryError) as error:
+        what = getattr(error, "strerror", None) or type(error).__name__
+        raise UserError(
+            f"data.workers: {workers} worker processes cannot be started ({what}; a full /dev/shm, or a limit of "
+            "processes or memory); set data.workers=1, which needs none."
+        ) from None
+    return pool
 
 
 class Inline(Executor):

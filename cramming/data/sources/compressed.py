@@ -12,6 +12,8 @@ from typing import IO, Any
 
 import zstandard
 
+from cramming.files import no_space
+
 COMPRESSIONS = (".xz", ".gz", ".zst")
 DAMAGE = (lzma.LZMAError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError, EOFError)
 COPY_BYTES = 1 << 20
@@ -38,7 +40,7 @@ def unpacked(path: Path) -> Iterator[IO[bytes]]:
         if path.suffix not in COMPRESSIONS:
             yield file
             return
-        with tempfile.TemporaryFile() as copy:
+        with no_space(Path(tempfile.gettempdir()), "TMPDIR"), tempfile.TemporaryFile() as copy:
             shutil.copyfileobj(file, copy, COPY_BYTES)
             copy.seek(0)
             yield copy

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from cramming.data.sources.docstrings import docstrings
 from cramming.data.sources.packages import CodeFile, Installed, locked_packages
 from cramming.data.sources.prose import paragraphs
-from cramming.data.sources.source import Advance, digest, fraction, no_progress
+from cramming.data.sources.source import Advance, Mended, digest, fraction, no_progress
 from cramming.data.workers import in_order, worker_count, worker_pool
 from cramming.errors import UserError
 from cramming.files import short_hash
@@ -33,6 +33,7 @@ class DocsSource:
         self.workers = worker_count(workers)
         self.installed = locked_packages() if installed is None else installed
         self.texts: list[str] = []
+        self.mended = Mended()
 
     def identity(self) -> Any:
         """The packages' versions and the hashes of their files as they were installed."""

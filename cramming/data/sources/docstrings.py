@@ -48,7 +48,8 @@ def content(literal: str, *, raw: bool) -> str | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            value = ast.literal_eval(literal)
+            value = str(ast.literal_eval(literal))
+        value.encode()  # an escape may stand for half of a letter
     except (SyntaxError, ValueError):
         return None
-    return str(value)
+    return value

@@ -7,7 +7,7 @@ from typing import Any
 import datasets
 
 from cramming.data.config import HubDataset
-from cramming.data.sources.source import Advance, no_progress
+from cramming.data.sources.source import Advance, Mended, no_progress
 from cramming.errors import UserError
 from cramming.files import sha256, short_hash
 
@@ -18,6 +18,7 @@ class HubSource:
     def __init__(self, hub: list[HubDataset]) -> None:
         self.hub = hub
         self.versions: dict[str, str] = {}
+        self.mended = Mended()
 
     def identity(self) -> Any:
         """The content of local folders."""
@@ -35,7 +36,7 @@ class HubSource:
 
     def documents(self, megabytes: float | None, advance: Advance = no_progress) -> Iterator[str]:
         """Documents of all data sets; with `megabytes`, the first ones."""
-        streams = [texts(dataset) for dataset in self.hub]
+        streams = [texts(dataset, self.mended) for dataset in self.hub]
         taken = [0] * len(streams)
         live = set(range(len(streams)))
         while live and (megabytes is None or sum(taken) < megabytes * 1e6):
@@ -68,13 +69,16 @@ def local_content(hub: list[HubDataset]) -> list[str]:
     return found
 
 
-def texts(dataset: HubDataset) -> Iterator[str]:
+def texts(dataset: HubDataset, mended: Mended) -> Iterator[str]:
     """Non-empty documents: `join_rows` successive rows each."""
     joined: list[str] = []
     for value in rows(dataset):
+        if value is None:
+            mended.rows_without_text += 1
+            continue
         if not isinstance(value, str):
             raise UserError(f"data.hub: column {dataset.column!r} of {dataset.id} holds no text; set its column.")
-        joined.append(value.strip())
+        joined.append(mended.whole(value).strip())
         if len(joined) == dataset.join_rows:
             if document := "\n".join(filter(None, joined)):
                 yield document

@@ -1,8 +1,12 @@
 """What every source of text offers, and the held-out decision by hash. Not for any one source."""
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol
+
+HALF_LETTERS = re.compile("[\ud800-\udfff]")
 
 # Called with the number of bytes newly read; the unit is the source's (`total`).
 Advance = Callable[[int], None]
@@ -12,8 +16,26 @@ def no_progress(_: int) -> None:
     """An Advance that shows nothing."""
 
 
+@dataclass
+class Mended:
+    """What was left out or changed of what a source holds, by number."""
+
+    rows_without_text: int = 0
+    half_letters: int = 0  # documents with some
+    cuts: int = 0
+
+    def whole(self, text: str) -> str:
+        """The text; halves of letters, which no encoding can hold, as U+FFFD."""
+        if HALF_LETTERS.search(text) is None:
+            return text
+        self.half_letters += 1
+        return HALF_LETTERS.sub("\ufffd", text)
+
+
 class Source(Protocol):
     """Documents, and where they came from."""
+
+    mended: Mended  # by `documents` and `held_out` so far
 
     def identity(self) -> Any:
         """What decides the result, as a JSON-able value, found without long work; UserError where nothing is there."""

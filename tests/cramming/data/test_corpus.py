@@ -2,6 +2,7 @@ import dataclasses
 import gzip
 import json
 import lzma
+import re
 
 import pyarrow
 import pyarrow.parquet
@@ -9,8 +10,9 @@ import pytest
 import zstandard
 
 from cramming.data.prepare import prepare
-from cramming.data.sources import corpus
-from cramming.data.sources.corpus import TextSource, read_documents
+from cramming.data.sources import readers
+from cramming.data.sources.corpus import TextSource
+from cramming.data.sources.readers import read_documents
 from cramming.errors import UserError
 from tests.helpers.data import make_documents, text_config, write_txt
 
@@ -21,7 +23,7 @@ COMPRESS = {"": bytes, ".xz": lzma.compress, ".gz": gzip.compress, ".zst": zstan
 @pytest.mark.parametrize("ending", COMPRESS)
 @pytest.mark.parametrize("block", [3, 1 << 20])
 def test_txt_documents_between_empty_lines(tmp_path, monkeypatch, ending, block):
-    monkeypatch.setattr(corpus, "BLOCK_BYTES", block)
+    monkeypatch.setattr(readers, "BLOCK_BYTES", block)
     path = tmp_path / f"a.txt{ending}"
     text = "\n\n" + "\n \t\n".join(DOCUMENTS[:2]) + "\n\n\n\n" + "\n\n".join(DOCUMENTS[2:])
     path.write_bytes(COMPRESS[ending](text.encode("utf-8-sig")))
@@ -63,8 +65,8 @@ def test_zst_of_several_frames_is_read_to_its_end(tmp_path):
 
 
 def test_a_document_without_end_is_cut_and_not_lost(tmp_path, monkeypatch):
-    monkeypatch.setattr(corpus, "BLOCK_BYTES", 64)
-    monkeypatch.setattr(corpus, "MAX_DOCUMENT_CHARACTERS", 100)
+    monkeypatch.setattr(readers, "BLOCK_BYTES", 64)
+    monkeypatch.setattr(readers, "MAX_DOCUMENT_CHARACTERS", 100)
     lines = [f"line number {index}" for index in range(200)]
     path = tmp_path / "a.txt"
     path.write_text("\n".join(lines))
@@ -97,6 +99,13 @@ def test_files_come_in_the_globs_order(tmp_path):
         ("a.parquet", b"PAR1 no parquet", r"a\.parquet is damaged"),
         ("a.jsonl", b'{"text": "x"}\nbroken\n', r"a\.jsonl, line 2: not valid JSON"),
         ("a.jsonl", b'{"body": "x"}\n', r"a\.jsonl, line 1: no text under data\.text_field='text' \(found: body"),
+        ("a.jsonl", b'{"text": ' + b"9" * 5000 + b"}\n", r"a\.jsonl, line 1: not valid JSON .*digits"),
+        (
+            "a.jsonl",
+            b'{"text": "x"}\n' + b"[" * 200_000 + b"\n",
+            r"a\.jsonl, line 2: not valid JSON \(nested too deeply",
+        ),
+        ("a.jsonl", b'["x"]\n', r"a\.jsonl, line 1: no text under data\.text_field='text' \(found: list"),
         ("a.csv", b"a,b\n", r"a\.csv is of unknown kind"),
     ],
 )
@@ -132,3 +141,59 @@ def test_a_file_that_changes_while_it_is_read_is_noticed(tmp_path, monkeypatch):
     monkeypatch.setattr(TextSource, "check", change)
     with pytest.raises(UserError, match=r"a\.txt changed while it was read"):
         prepare(text_config([path]), tmp_path)
+
+
+def test_rows_without_text_and_halves_of_letters_are_alike_in_all_files(tmp_path, capsys):
+    documents = [f"{text} It ends with a whole 😀." for text in make_documents(60)]
+    rows = [{"text": text} for text in documents[:20]]
+    lines = [*map(json.dumps, rows), "null", '{"text": null}', json.dumps({"text": documents[20] + "\ud83d"})]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    table = pyarrow.table({"text": [*documents[20:40], None, None]})
+    pyarrow.parquet.write_table(table, tmp_path / "b.parquet")
+    write_txt(tmp_path / "c.txt", documents[40:])
+    data = prepare(text_config([tmp_path / name for name in ("a.jsonl", "b.parquet", "c.txt")]), tmp_path)
+    counts, lost = data.manifest["counts"], data.manifest["lost"]
+    assert counts["documents"] + counts["documents_held_out"] == 61
+    assert (lost["rows_without_text"], lost["half_letters"]) == (4, 1)
+    told = capsys.readouterr().err
+    assert "note: 4 rows without text (null) were left out" in told
+    assert "note: 1 documents held halves of letters (lone surrogates), which became U+FFFD" in told
+
+
+def test_a_damaged_row_group_is_named(tmp_path):
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(
+        pyarrow.table({"text": make_documents(400)}), path, row_group_size=100, compression="zstd", use_dictionary=False
+    )
+    group = pyarrow.parquet.ParquetFile(path).metadata.row_group(2).column(0)
+    whole = bytearray(path.read_bytes())
+    middle = group.data_page_offset + group.total_compressed_size // 2
+    whole[middle : middle + 40] = bytes(40)
+    path.write_bytes(whole)
+    with pytest.raises(UserError, match=r"a\.parquet, row group 2 of 4: damaged"):
+        list(read_documents(path, "text"))
+
+
+def test_one_long_line_of_json_is_read_in_linear_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "BLOCK_BYTES", 100)
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"text": "word " * 200_000}) + "\n" + json.dumps({"text": "end"}))
+    *pieces, last = read_documents(path, "text")
+    assert sum(map(len, pieces)) == len("word " * 200_000) - 1
+    assert last == "end"
+
+
+@pytest.mark.parametrize("separator", [" ", "\r\r"])
+@pytest.mark.parametrize("count", range(200, 230, 3))
+def test_text_that_is_one_document_is_told(tmp_path, separator, count):
+    (tmp_path / "a.txt").write_text(separator.join(make_documents(count)), newline="")
+    with pytest.raises(UserError, match=r"all .* one document: an empty line|as there are few \(an empty line ends"):
+        prepare(text_config([tmp_path / "a.txt"], valid_share=0.5), tmp_path)
+
+
+def test_cuts_are_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(readers, "MAX_DOCUMENT_CHARACTERS", 2000)
+    (tmp_path / "a.txt").write_text("\n".join(make_documents(200)))
+    data = prepare(text_config([tmp_path / "a.txt"]), tmp_path)
+    assert data.manifest["lost"]["cuts"] > 10
+    assert re.search(r"note: longer documents were cut, \d+ times; an empty line ends", capsys.readouterr().err)

@@ -1,5 +1,6 @@
 import dataclasses
 import errno
+import gzip
 import json
 import multiprocessing
 import os
@@ -9,9 +10,11 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
-from cramming.data import writer
+from cramming.data import workers, writer
 from cramming.data.prepare import prepare
 from cramming.data.shards import PreparedData, open_prepared
 from cramming.errors import UserError
@@ -133,9 +136,93 @@ def test_full_disk_is_a_clear_error_and_leaves_nothing(tmp_path, corpus, monkeyp
     assert not [path for path in (tmp_path / "data").iterdir() if path.is_dir()]
 
 
+def test_processes_that_cannot_start_are_not_blamed_on_the_output_disk(tmp_path, corpus, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(workers, "ProcessPoolExecutor", full)
+    with pytest.raises(UserError, match=r"data\.workers: 2 worker processes cannot be started .*set data\.workers=1"):
+        prepare(text_config([corpus], workers=2), tmp_path)
+
+
+def test_a_full_temporary_folder_is_named(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    plain = tmp_path / "plain.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": make_documents(300)}), plain)
+    (tmp_path / "a.parquet.gz").write_bytes(gzip.compress(plain.read_bytes()))
+    monkeypatch.setattr("cramming.data.sources.compressed.shutil.copyfileobj", full)
+    with pytest.raises(UserError, match=r"set TMPDIR to another"):
+        prepare(text_config([tmp_path / "a.parquet.gz"]), tmp_path)
+
+
+def test_a_file_in_the_place_of_the_result_stays(tmp_path, corpus, data):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / data.folder.name).write_text("mine")
+    with pytest.raises(UserError, match="exists, and nothing is written over it"):
+        prepare(text_config([corpus]), tmp_path)
+    assert (tmp_path / "data" / data.folder.name).read_text() == "mine"
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("after", [b"tokenizer", b"half"])
+def test_ctrl_c_ends_the_command_in_one_line(tmp_path, corpus, after, workers):
+    """The real command, interrupted while it reads for the tokenizer and while it encodes."""
+    code = COMMAND.format(tests=str(Path(__file__).parents[3]))
+    arguments = [
+        "data=text",
+        f"data.files=[{corpus}]",
+        "data.vocab_size=200",
+        "data.seq_len=16",
+        "data.valid_share=0.1",
+    ]
+    arguments += [f"data.workers={workers}", f"output_dir={tmp_path / 'out'}", "wandb=off"]
+    command = [sys.executable, "-c", code, after.decode(), *arguments]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == after + b"\n"
+        processes = children_of(child.pid)
+        child.send_signal(signal.SIGINT)
+        _, told = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert b"Traceback" not in told
+    assert told.decode().splitlines()[-1] == "stopped by Ctrl-C"
+    assert not any(is_alive(pid) for pid in processes)
+    assert not list((tmp_path / "out" / "data").glob("text-*"))
+
+
+COMMAND = """
+import signal
+import sys
+import time
+sys.path.insert(0, {tests!r})
+from cramming.data import encode
+after = sys.argv.pop(1)
+def waiting(name, function):
+    def call(*arguments):
+        for number, item in enumerate(function(*arguments)):
+            yield item
+            if number == 3:
+                print(name, flush=True)
+                time.sleep(60)
+    return call
+encode.CHUNK_CHARACTERS = 3000
+if after == "half":
+    encode.chunks = waiting("half", encode.chunks)
+else:
+    encode.train_tokenizer = lambda texts, *_: list(waiting("tokenizer", iter)(texts))
+from scripts.prepare import main
+sys.argv[0] = "scripts/prepare.py"
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # as the script leaves it
+main()
+"""
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"max_megabytes": 0.02, "seq_len": 2000}, r"less than one sequence.*raise data\.max_megabytes=0\.02"),
         ({"max_tokens_per_char": 0.001}, r"data\.max_tokens_per_char=0\.001 left out \d+ of \d+ documents"),
         ({"seq_len": 100_000}, r"less than one sequence of data\.seq_len=100000"),
         ({"valid_share": 1e-9}, r"held-out text \(0 documents\).*raise data\.valid_share"),
@@ -160,7 +247,19 @@ def test_what_cannot_work_is_said(tmp_path, corpus, changes, message):
         ({"valid_share": 0.0}, r"data\.valid_share"),
         ({"max_megabytes": -1.0}, r"data\.max_megabytes"),
         ({"max_tokens_per_char": float("nan")}, r"data\.max_tokens_per_char"),
+        *(
+            ({key: float(value)}, rf"data\.{key} is {value}")
+            for key in (
+                *("max_tokens_per_char", "max_megabytes", "valid_max_megabytes", "tokenizer_megabytes", "valid_share"),
+            )
+            for value in ("inf", "nan")
+        ),
+        ({"seq_len": 10**12}, r"data\.seq_len"),
+        ({"vocab_size": 2**31}, r"data\.vocab_size"),
         ({"workers": -1}, r"data\.workers"),
+        ({"workers": 10**6}, r"data\.workers"),
+        ({"normaliser": "none"}, r"data\.normaliser"),
+        *(({"name": name}, r"data\.name") for name in ("..", ".", "", "a b", "é/é", "n" * 250)),
         ({"name": "a/b"}, r"data\.name"),
         ({"source": "hub", "files": []}, r"data\.hub"),
         ({"source": "docs"}, r"data\.files"),

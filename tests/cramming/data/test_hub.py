@@ -131,3 +131,10 @@ def test_readymade_that_does_not_fit_is_refused(tmp_path):
     (tmp_path / "set" / "tokenizer" / "tokenizer.json").unlink()
     with pytest.raises(UserError, match=r"tokenizer\.json is missing"):
         prepare(hub_config(hub, source="readymade"), tmp_path)
+
+
+def test_rows_without_text_are_left_out_and_told(tmp_path, capsys):
+    data = prepare(hub_config(local_set(tmp_path / "set", text=[*TEXTS, None, None])), tmp_path)
+    counts = data.manifest["counts"]
+    assert counts["documents"] + counts["documents_held_out"] == len(TEXTS)
+    assert "note: 2 rows without text (null) were left out" in capsys.readouterr().err

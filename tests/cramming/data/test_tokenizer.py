@@ -5,19 +5,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from tokenizers import Tokenizer, normalizers
 from transformers import AutoTokenizer
 
+from cramming.data.normaliser import split_words
 from cramming.data.sources.docs import module_paragraphs
 from cramming.data.tokenizer import (
     SPECIAL_TOKENS,
     Encoder,
-    is_ours,
     load_tokenizer,
+    normaliser_of,
     save_tokenizer,
-    split_words,
     train_tokenizer,
     wordpiece,
 )
@@ -74,17 +72,6 @@ def test_normaliser_follows_the_recipe(tokenizer):
     assert split_words("It's 3.5-fold; a_b") == ["it", "'", "s", "3", ".", "5", "-", "fold", ";", "a_b"]
 
 
-def own_words(tokenizer: Tokenizer, text: str) -> list[str]:
-    return [word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(text))]
-
-
-@settings(max_examples=300, deadline=None)
-@given(st.text(max_size=60) | st.text(alphabet="`' \t\n\x0b\x1c\x1f\x85\xa0ÄİſKß–“”́aB1_-<>", max_size=40))
-def test_words_equal_the_tokenizers_own(text):
-    tokenizer = wordpiece({token: number for number, token in enumerate(SPECIAL_TOKENS)})
-    assert split_words(text) == own_words(tokenizer, text)
-
-
 def test_encoder_equals_the_tokenizer_on_real_text(tokenizer):
     # Prose and code of an installed package, raw and cleaned: much that is no sentence, and non-ASCII text.
     raw = Path(json.__file__).read_text() + Path(np.__file__).read_text() + "é ﬁ Ⅷ ½ ñ <mask> <sep> " + "y" * 101
@@ -110,8 +97,8 @@ def test_encoder_with_a_full_cache_gives_the_same(tokenizer, monkeypatch):
 def test_encoder_follows_a_foreign_normaliser(tokenizer):
     foreign = wordpiece(tokenizer.get_vocab())
     foreign.normalizer = normalizers.Lowercase()
-    assert is_ours(tokenizer)
-    assert not is_ours(foreign)
+    assert normaliser_of(tokenizer) == "paper"
+    assert normaliser_of(foreign) is None
     text = "The café and the naïve plan"
     assert ids(Encoder(foreign, UINT16), text) == foreign.encode(text, add_special_tokens=False).ids
     assert ids(Encoder(foreign, UINT16), text) != ids(Encoder(tokenizer, UINT16), text)
@@ -144,6 +131,27 @@ def test_tokenizers_that_do_not_fit_are_refused(folder, tmp_path, tokenizer):
     wordpiece(swapped).save(str(tmp_path / "swapped" / "tokenizer.json"))
     with pytest.raises(UserError, match=r"has <pad> at id 4, not 0"):
         load_tokenizer(tmp_path / "swapped", 200)
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["model"]["vocab"] |= {"the": 1000}
+    (tmp_path / "swapped" / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="ids that leave some numbers out"):
+        load_tokenizer(tmp_path / "swapped", 200)
+    wordpiece({token: number for number, token in enumerate(SPECIAL_TOKENS)}).save(
+        str(tmp_path / "swapped" / "tokenizer.json")
+    )
+    with pytest.raises(UserError, match=r"has 7 tokens.*give one with 64 to"):
+        load_tokenizer(tmp_path / "swapped", 200)
     (folder / "tokenizer.json").write_text("{")
     with pytest.raises(UserError, match=r"tokenizer\.json is damaged"):
         load_tokenizer(folder, 200)
+
+
+def test_what_a_message_suggests_is_taken():
+    with pytest.raises(UserError, match=r"the text gives \d\d tokens, too few for any data\.vocab_size"):
+        train_tokenizer(["one two"], 8192)
+    with pytest.raises(UserError, match=r"set data\.vocab_size=\d+, or give more text") as found:
+        train_tokenizer(TEXTS, 8192)
+    suggested = int(str(found.value).split("data.vocab_size=")[1].split(",")[0])
+    assert train_tokenizer(TEXTS, suggested).get_vocab_size() == suggested
+    with pytest.raises(UserError, match=r"set data\.vocab_size=\d+\.$"):
+        train_tokenizer([*TEXTS, "abcdefghijklmnopqrstuvwxyz 0123456789 +*~#'"], 70)
