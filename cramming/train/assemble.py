@@ -109,7 +109,8 @@ def assemble(root: PretrainRoot, data: Tokens, world: World) -> Parts:
     objective = objective_of(root, data)
     model = build_model(root, data, world.seed)
     if world.size > 1:
-        # Equal weights need equal generators; a region leak in all processes must not be one and the same.
+        # Up to here equal generators made equal weights. From here each process draws its own numbers: otherwise the
+        # region leak would turn round the same decisions in all of them.
         world.seed(root.seed, each_its_own=True)
     hardening = Hardening(root.hardening, model)
     wrapped, optimiser = world.wrap(model, build_optimiser(model, root.train, world.device))

@@ -54,7 +54,8 @@ def warm_up(parts: "Parts", batch: Batch, *, evaluation: bool) -> None:
         evaluation: also the pass of the validation.
     """
     model, config, objective, generators = parts.wrapped, parts.config, parts.objective, rng_state()
-    # First the plain model: layers note who computes them, and a note that came later would compile all anew.
+    # First the model without the compiler: its layers choose their providers and keep the choice. A choice made while
+    # the compiled model runs would make torch compile that model again.
     with torch.no_grad(), parts.world.autocast():
         objective.sums(parts.model.eval(), batch.head(1))
     model.train()
