@@ -10,6 +10,7 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from cramming.model import CrammedForMaskedLM, CrammedForSequenceClassification, CrammedModel
+from fff.decay import parameter_groups
 from tests.helpers.model import FFNS, batch, config
 
 HEADS = ("AutoModel", "AutoModelForMaskedLM", "AutoModelForSequenceClassification")
@@ -205,3 +206,18 @@ def test_the_head_is_one_module_of_the_name_that_peft_keeps() -> None:
     encoder = {name for name, _ in CrammedModel(config()).named_parameters(prefix="model")}
     rest = {name.split(".")[0] for name, _ in classifier().named_parameters() if name not in encoder}
     assert rest == {"classifier"}
+
+
+def test_the_biases_of_an_fff_need_not_decay_under_trainer(tmp_path: Path) -> None:
+    model = model_for("one")
+    groups = parameter_groups(model, 0.1)
+    optimiser = torch.optim.AdamW(groups, lr=0.1)
+    arguments = TrainingArguments(str(tmp_path), report_to=[], use_cpu=True, max_steps=1, learning_rate=0.1)
+    rows = [{name: tensor[0] for name, tensor in labelled("one").items()}]
+    trainer = Trainer(model, arguments, train_dataset=rows, optimizers=(optimiser, None))
+    trainer.train()
+    without = {id(parameter) for parameter in groups[1]["params"]}
+    named = {name for name, parameter in model.named_parameters() if id(parameter) in without}
+    assert {name for name in named if "ffn.b_in" in name} == {f"model.blocks.{i}.ffn.b_in" for i in range(2)}
+    assert not any(name.endswith(("w_in", "w_out", "qkv.weight")) for name in named)
+    assert trainer.optimizer.optimizer.param_groups[1]["weight_decay"] == 0.0

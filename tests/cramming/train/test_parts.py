@@ -11,7 +11,7 @@ from cramming.data.masking import mask_tokens
 from cramming.objectives.masked import MaskedTokens
 from cramming.train.budget import batch_at, crosses_mark, lr_factor, progress
 from cramming.train.config import TrainConfig
-from cramming.train.optim import decays
+from fff.decay import decays
 
 
 @pytest.mark.parametrize(("t", "factor"), [(0, 0.25), (0.25, 0.5), (0.75, 1.0), (0.875, 0.5), (1, 0)])
