@@ -56,10 +56,9 @@ def usable(base: Layer, setting: Setting, device: torch.device) -> list[str]:
 def copy_of(base: Layer, provider: str) -> Layer:
     """A layer of the same shape, computed by a provider."""
     if isinstance(base, LeafFFF):
-        leaf = LeafFFF(base.d_in, base.d_out, base.depth, base.leaf_width, activation=base.activation)
+        sizes = (base.d_in, base.d_out, base.depth, base.leaf_width)
+        leaf = LeafFFF(*sizes, activation=base.activation, provider=provider)
         leaf.form = "hard"
-        if provider == "gather":
-            leaf._infers_in_cpp = lambda x: False  # type: ignore[method-assign]
         return leaf
     bias = base.b_in is not None
     return PathFFF(
@@ -74,13 +73,13 @@ def check(layer: Layer, x: Tensor, name: str) -> float:
         AssertionError: another node was visited where every margin is clear, or the error is above what the dtype
             allows; no time is reported then. The message begins with the name.
     """
-    defined, walk = definition(layer), own_walk(layer)
+    defined = definition(layer)
     largest, worst = 0.0, 0.0
     for part in x.split(PART):
         result = defined(part.double())
         clear = (result.scores.abs() > MARGIN).flatten(1).all(1)
         with torch.no_grad():
-            nodes = walk(part)
+            nodes = layer.path(part)[0]
             errors = (layer(part).double() - result.y)[clear].abs()
         assert torch.equal(nodes[clear], result.nodes[clear]), f"{name}: other nodes than defined"
         worst = max(worst, errors.max().item() if errors.numel() else 0.0)
@@ -101,11 +100,3 @@ def definition(layer: Layer) -> Callable[[Tensor], PathResult]:
         wide = {"w_node": wide["w_in"].new_zeros(0, layer.d_in), "b_node": wide["w_in"].new_zeros(0)} | wide
         return lambda x: leaf_fff(x, **wide, activation=layer.activation)
     return lambda x: path_fff(x, wide["w_in"], wide.get("b_in"), wide["w_out"], layer.activation)
-
-
-def own_walk(layer: Layer) -> Callable[[Tensor], Tensor]:
-    """The nodes that a layer visits: of a PathFFF the provider's own, where PathFFF.path has one for all providers."""
-    if isinstance(layer, LeafFFF):
-        return lambda x: layer.path(x)[0]
-    function = PROVIDERS[layer.provider].function
-    return lambda x: function(x, layer.w_in, layer.b_in, layer.w_out, layer.activation, None, None).nodes

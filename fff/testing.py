@@ -8,15 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fff.kernels import PROVIDERS
+from fff.kernels import LEAF, PATH, PathOperands, Provider
+from fff.kernels.leaves import LeafOperands, Leaves
+from fff.layers.leaf import LeafFFF
 from fff.layers.path import PathFFF
-from fff.reference import path_fff
+from fff.reference import PathResult, leaf_fff, path_fff
 
 # A score nearer to 0 may be rounded to either side. Half types round sums once more.
 MARGINS = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 1e-3, torch.float16: 1e-3}
 # Of the largest value, where nodes are equal. Half types round each activation, output and gradient.
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 5e-3}
-PARTS = ("y", "x", "w_in", "b_in", "w_out")
+LEAF_WEIGHTS = ("w_node", "b_node", "w_in", "b_in", "w_out", "b_out")
 CLUSTERS = 32  # of skewed inputs, visited by Zipf's law
 
 
@@ -34,7 +36,7 @@ def inputs(kind: str, tokens: int, width: int = 768, count: int = 1) -> list[Ten
 
 @dataclass(frozen=True)
 class ParityCase:
-    """One shape on which a provider is held to the definition."""
+    """One shape on which a provider is held to the definition; of LeafFFF where `leaf_width` is given."""
 
     trees: int
     depth: int
@@ -46,12 +48,13 @@ class ParityCase:
     activation: str = "gelu"
     bias: bool = True
     straight_through: bool = False
+    leaf_width: int | None = None
 
     @property
     def title(self) -> dict[str, Any]:
         """The row's first columns."""
         return {
-            "shape": f"{self.trees}x{self.depth}",
+            "shape": f"leaf{self.leaf_width}x{self.depth}" if self.leaf_width else f"{self.trees}x{self.depth}",
             "d_in": self.d_in,
             "d_out": self.d_out,
             "tokens": self.tokens,
@@ -67,32 +70,34 @@ def parity(provider: str, case: ParityCase, device: torch.device) -> dict[str, A
     """How far a provider is from the float64 definition on one shape.
 
     A tree is discontinuous, so this has two parts. Nodes are compared wherever no score on the path is within the
-    margin (`tokens_clear` of them); outputs and gradients on those tokens alone, where paths must be equal.
+    margin (`tokens_clear` of them); outputs and gradients on those tokens alone, where paths must be equal. Inference,
+    which a provider may do another way, is compared besides.
 
     Returns:
-        the case's columns, `nodes_differ` (of the clear tokens' path nodes), `errors` of y and of the gradients of x,
-        w_in, b_in and w_out, relative to the largest value of each, `tolerance`, and `ok`.
+        the case's columns, `nodes_differ` (of the clear tokens' path nodes, in training and inference), `errors` of y,
+        of y in inference, and of the gradients of x and the weights, relative to the largest value of each,
+        `tolerance`, and `ok`.
 
     Raises:
         RuntimeError: the provider is not available for the device and dtype, with the reason.
     """
-    if reason := PROVIDERS[provider].available(device, case.dtype):
+    computing = (LEAF if case.leaf_width else PATH).providers[provider]
+    if reason := computing.available(device, case.dtype):
         raise RuntimeError(f"provider={provider!r} is not available: {reason}")
     torch.manual_seed(0)
-    layer = PathFFF(case.d_in, case.d_out, case.depth, case.trees, bias=case.bias, activation=case.activation)
-    layer = layer.to(device, case.dtype)
+    weights = _weights(case, device)
     x, grad = _tokens(case, device)
-    temperature = torch.tensor(0.7, device=device) if case.straight_through else None
-    clear = _clear(layer, x, MARGINS[case.dtype])
+    wide = {name: weight.double() for name, weight in weights.items()}
+    scores = _defined(case, x.double(), wide, None).scores
+    clear = (scores.abs() > MARGINS[case.dtype]).flatten(1).all(1)
     x, grad = x[clear], grad[clear]
-    weights = [layer.w_in, layer.b_in, layer.w_out]
     with poisoned():
-        ours = _everything(PROVIDERS[provider].function, x, weights, grad, case.activation, temperature)
-    wide = [None if w is None else w.detach().double() for w in weights]
-    wide_temperature = None if temperature is None else temperature.double()
-    theirs = _everything(path_fff, x.double(), wide, grad.double(), case.activation, wide_temperature)
-    differ = int((ours["nodes"] != theirs["nodes"]).sum())
-    errors = {part: _error(ours[part], theirs[part]) for part in PARTS if theirs[part] is not None}
+        ours = _everything(case, computing, x, weights, grad)
+    theirs = _everything(case, None, x.double(), wide, grad.double())
+    differ = sum(int((ours[nodes] != theirs["nodes"]).sum()) for nodes in ("nodes", "inferred nodes"))
+    theirs |= {"inference": theirs["y"]}
+    parts = [part for part in theirs if part != "nodes"]
+    errors = {part: _error(ours[part], theirs[part]) for part in parts}
     tolerance = TOLERANCES[case.dtype]
     return {
         "provider": provider,
@@ -123,25 +128,54 @@ def _tokens(case: ParityCase, device: torch.device) -> tuple[Tensor, Tensor]:
     return x.to(device, case.dtype), torch.randn(case.tokens, case.d_out).to(device, case.dtype)
 
 
-@torch.no_grad()
-def _clear(layer: PathFFF, x: Tensor, margin: float) -> Tensor:
-    """bool (N,): no score on the token's path is within the margin, by the definition."""
-    w_in, b_in, w_out = (None if w is None else w.double() for w in (layer.w_in, layer.b_in, layer.w_out))
-    assert w_in is not None
-    assert w_out is not None
-    scores = path_fff(x.double(), w_in, b_in, w_out, layer.activation).scores
-    return (scores.abs() > margin).flatten(1).all(1)
+def _weights(case: ParityCase, device: torch.device) -> dict[str, Tensor]:
+    """A layer's parameters, by name."""
+    layer: PathFFF | LeafFFF
+    if case.leaf_width:
+        layer = LeafFFF(case.d_in, case.d_out, case.depth, case.leaf_width)
+    else:
+        layer = PathFFF(case.d_in, case.d_out, case.depth, case.trees, bias=case.bias)
+    return {name: weight.detach().to(device, case.dtype) for name, weight in layer.named_parameters()}
+
+
+def _defined(case: ParityCase, x: Tensor, weights: dict[str, Tensor], temperature: Tensor | None) -> PathResult:
+    """What the definition says of x (N, d_in)."""
+    if case.leaf_width:
+        without = {"w_node": x.new_zeros(0, case.d_in), "b_node": x.new_zeros(0)}  # depth 0 has no decisions
+        return leaf_fff(x, **without | weights, activation=case.activation, temperature=temperature)
+    return path_fff(x, weights["w_in"], weights.get("b_in"), weights["w_out"], case.activation, None, temperature)
+
+
+def _operands(
+    case: ParityCase, x: Tensor, weights: dict[str, Tensor], temperature: Tensor | None
+) -> PathOperands | LeafOperands:
+    if case.leaf_width:
+        leaves = Leaves(*(weights[name] for name in LEAF_WEIGHTS[2:]))
+        t, straight = (torch.ones((), device=x.device), False) if temperature is None else (temperature, True)
+        return LeafOperands(x, weights.get("w_node"), weights.get("b_node"), leaves, case.activation, None, t, straight)
+    return PathOperands(x, weights["w_in"], weights.get("b_in"), weights["w_out"], case.activation, None, temperature)
 
 
 def _everything(
-    function: Any, x: Tensor, weights: list[Any], grad: Tensor, activation: str, temperature: Tensor | None
+    case: ParityCase, provider: Provider | None, x: Tensor, weights: dict[str, Tensor], grad: Tensor
 ) -> dict[str, Any]:
-    """Nodes, y, and the gradients of x and the weights."""
-    leaves = [None if t is None else t.detach().clone().requires_grad_() for t in (x, *weights)]
-    result = function(*leaves, activation, None, temperature)
+    """Nodes, y and the gradients of x and the weights, of a provider also in inference; None for the definition."""
+    leaves = {name: t.detach().clone().requires_grad_() for name, t in {"x": x, **weights}.items()}
+    given = {name: t for name, t in leaves.items() if name != "x"}
+    temperature = torch.tensor(0.7, device=x.device) if case.straight_through else None
+    found: dict[str, Any] = {}
+    if provider is None:
+        result = _defined(case, leaves["x"], given, None if temperature is None else temperature.double())
+    else:
+        operands = _operands(case, leaves["x"], given, temperature)
+        result = provider.function(operands)
+        with torch.no_grad():
+            found["inferred nodes"] = provider.paths(operands)[0]
+            found["inference"] = provider.output(operands) if provider.output else provider.function(operands).y
     result.y.backward(grad)
-    found = dict(zip(("x", "w_in", "b_in", "w_out"), (t if t is None else t.grad for t in leaves), strict=True))
-    return {"nodes": result.nodes, "y": result.y.detach(), **found}
+    # Hard decisions have no gradient in the definition, and one of zeros in a provider.
+    gradients = {name: t.grad if t.grad is not None else torch.zeros_like(t) for name, t in leaves.items()}
+    return {"nodes": result.nodes, "y": result.y.detach(), **found, **gradients}
 
 
 def _error(ours: Tensor | None, theirs: Tensor) -> float:

@@ -8,6 +8,7 @@ depend on the sizes. Saved for the backward: inputs, path and scores, so the lay
 
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,10 +16,27 @@ from torch.nn import functional
 
 from fff.activations import activation_named
 from fff.decisions import straight_through_gradient
-from fff.kernels.autograd import register_backward
+from fff.kernels.autograd import differentiable, register_backward
+from fff.kernels.flops import register_flops
+from fff.kernels.masked import masked
+from fff.kernels.operands import (
+    BACKWARD_SCHEMA,
+    FORWARD_SCHEMA,
+    PathGradients,
+    PathOperands,
+    check_backward,
+    check_forward,
+    check_places,
+    score_dtype,
+)
 from fff.reference import PathResult
 from fff.topology import child, depth_of, first_node, path_length, walk
 
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+# M / L from which this is faster than provider masked. On a CPU depth 4; elsewhere not measured: a GPU's products are
+# faster still against its gathers.
+PAYS_FROM = {"cpu": 5.0}
+PAYS_FROM_OTHER = 20.0
 # Levels done densely. On a CPU one gathered row costs as much as about 20 rows of a product; 4 is best for several
 # trees and within 4 % of the best for one.
 DENSE_LEVELS = 4
@@ -31,40 +49,29 @@ CHUNK_SCORES = 2**22
 CHUNK_TERM_BYTES = 2**9
 
 
-def gather(
-    x: Tensor,
-    w_in: Tensor,
-    b_in: Tensor | None,
-    w_out: Tensor,
-    activation: str,
-    flips: Tensor | None = None,
-    temperature: Tensor | None = None,
-) -> PathResult:
+@differentiable(masked)
+def gather(operands: PathOperands) -> PathResult:
     """PathFFF by path nodes only: x (N, H) -> y (N, K); scores and decisions in float32 for half types, else as x.
 
-    `flips` and `temperature` as in `fff.reference.path_fff`; straight-through gradients need path nodes alone.
+    Raises:
+        ValueError: operands of another dtype, device or size than x.
     """
-    y, rows, scores = _forward(x, w_in, b_in, w_out, activation, flips, temperature)
-    return PathResult(y, rows.long() % w_in.shape[1], scores)
+    y, rows, scores = _forward(*operands)
+    return PathResult(y, rows.long() % operands.w_in.shape[1], scores)
 
 
-def visit(x: Tensor, w_in: Tensor, b_in: Tensor | None) -> tuple[Tensor, Tensor]:
+def visit(operands: PathOperands) -> tuple[Tensor, Tensor]:
     """Visited nodes in heap order and their scores, both (N, T, L), without outputs and gradients."""
-    rows, scores = _visit(x, w_in, b_in, None)
-    return rows.long() % w_in.shape[1], scores
+    rows, scores = _visit(operands.x, operands.w_in, operands.b_in, operands.flips)
+    return rows.long() % operands.w_in.shape[1], scores
 
 
-@torch.library.custom_op("fff::gather_forward", mutates_args=())
-def _forward(
-    x: Tensor,
-    w_in: Tensor,
-    b_in: Tensor | None,
-    w_out: Tensor,
-    activation: str,
-    flips: Tensor | None,
-    temperature: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
+@torch.library.custom_op("fff::gather_forward", mutates_args=(), schema=FORWARD_SCHEMA)
+def _forward(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
     """-> y (N, K), flat rows t * M + node (N, T, L) int32, scores (N, T, L)."""
+    operands = PathOperands(*given)
+    check_forward(operands, "gather", DTYPES)
+    x, w_in, b_in, w_out, activation, flips, _ = operands
     with torch.autocast(x.device.type, enabled=False):
         rows, scores = _visit(x, w_in, b_in, flips)
         active = activation_named(activation).forward(scores).to(x.dtype)
@@ -72,40 +79,28 @@ def _forward(
 
 
 @_forward.register_fake
-def _(
-    x: Tensor,
-    w_in: Tensor,
-    b_in: Tensor | None,
-    w_out: Tensor,
-    activation: str,
-    flips: Tensor | None,
-    temperature: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    shape = (x.shape[0], w_in.shape[0], path_length(depth_of(w_in.shape[1])))
-    rows = x.new_empty(shape, dtype=torch.int32)
-    return x.new_empty(x.shape[0], w_out.shape[-1]), rows, x.new_empty(shape, dtype=_score_dtype(x))
+def _(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
+    operands = PathOperands(*given)
+    check_forward(operands, "gather", DTYPES)
+    x, rows = operands.x, operands.x.new_empty(operands.shape, dtype=torch.int32)
+    y = x.new_empty(x.shape[0], operands.w_out.shape[-1])
+    return y, rows, x.new_empty(operands.shape, dtype=score_dtype(x.dtype))
 
 
-@torch.library.custom_op("fff::gather_backward", mutates_args=())
-def _backward(
-    grad: Tensor,
-    grad_of_scores: Tensor | None,
-    x: Tensor,
-    w_in: Tensor,
-    w_out: Tensor,
-    rows: Tensor,
-    scores: Tensor,
-    temperature: Tensor | None,
-    activation: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+@torch.library.custom_op("fff::gather_backward", mutates_args=(), schema=BACKWARD_SCHEMA)
+def _backward(*given: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """-> gradients of x (N, H), w_in (T, M, H), b_in (T, M), w_out (T, M, K)."""
+    gradients = PathGradients(*given)
+    check_backward(gradients, "gather", DTYPES)
+    check_places(gradients, leaves=False)
+    grad, grad_of_scores, x, w_in, w_out, rows, scores, temperature, activation = gradients
     with torch.autocast(x.device.type, enabled=False):
-        act = activation_named(activation)
+        act = activation_named(str(activation))
         grad = grad.contiguous()
         active, dots = act.forward(scores), _dots(grad, w_out, rows)
         grad_scores = act.backward(dots, scores)
         if temperature is not None:
-            grad_scores[..., :-1] += straight_through_gradient(rows % w_in.shape[1], scores, active * dots, temperature)
+            grad_scores[..., :-1] += straight_through_gradient(gradients.nodes, scores, active * dots, temperature)
         if grad_of_scores is not None:
             grad_scores += grad_of_scores
         grad_x = _weighted_rows(rows.flatten(1), grad_scores.to(x.dtype).flatten(1), w_in.flatten(0, 1))
@@ -118,25 +113,14 @@ def _backward(
 
 
 @_backward.register_fake
-def _(
-    grad: Tensor,
-    grad_of_scores: Tensor | None,
-    x: Tensor,
-    w_in: Tensor,
-    w_out: Tensor,
-    rows: Tensor,
-    scores: Tensor,
-    temperature: Tensor | None,
-    activation: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return torch.empty_like(x), torch.empty_like(w_in), w_in.new_empty(w_in.shape[:2]), torch.empty_like(w_out)
+def _(*given: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    gradients = PathGradients(*given)
+    check_backward(gradients, "gather", DTYPES)
+    return gradients.empty()
 
 
 register_backward("fff::gather_forward", _backward)
-
-
-def _score_dtype(x: Tensor) -> torch.dtype:
-    return torch.float32 if x.dtype in (torch.bfloat16, torch.float16) else x.dtype
+register_flops(torch.ops.fff.gather_forward, torch.ops.fff.gather_backward)
 
 
 def _spans(total: int, size: int) -> Iterator[slice]:
@@ -174,9 +158,9 @@ def _visit(x: Tensor, w_in: Tensor, b_in: Tensor | None, flips: Tensor | None) -
 def _visit_densely(x: Tensor, w_in: Tensor, b_in: Tensor | None, flips: Tensor | None) -> tuple[Tensor, Tensor]:
     """Nodes and scores (N, T, dense levels) of the top levels."""
     dense, count = _dense_levels(path_length(depth_of(w_in.shape[1])))
-    bias = b_in[:, :count].to(_score_dtype(x)) if b_in is not None else None
+    bias = b_in[:, :count].to(score_dtype(x.dtype)) if b_in is not None else None
     nodes = torch.empty(x.shape[0], w_in.shape[0], dense, dtype=torch.int64, device=x.device)
-    scores = torch.empty_like(nodes, dtype=_score_dtype(x))
+    scores = torch.empty_like(nodes, dtype=score_dtype(x.dtype))
     for span, block in _dense_products(x, w_in, count):
         if bias is not None:
             block += bias
@@ -187,7 +171,7 @@ def _visit_densely(x: Tensor, w_in: Tensor, b_in: Tensor | None, flips: Tensor |
 
 def _dense_products(x: Tensor, w: Tensor, count: int) -> Iterator[tuple[slice, Tensor]]:
     """Products (n, T, count) of chunks of x with the first `count` rows of each tree of w."""
-    top = w[:, :count].flatten(0, 1).to(_score_dtype(x)).t()
+    top = w[:, :count].flatten(0, 1).to(score_dtype(x.dtype)).t()
     for span in _spans(x.shape[0], CHUNK_SCORES // top.shape[1]):
         yield span, _product(x[span].to(top.dtype), top).view(-1, w.shape[0], count)
 
@@ -212,7 +196,7 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
 
 def _row_dots(x: Tensor, w: Tensor, rows: Tensor) -> Tensor:
     """x[n] . w[rows[n, j]] as (N, J); rows (N, J) of w (R, H)."""
-    dtype = _score_dtype(x)
+    dtype = score_dtype(x.dtype)
     result = torch.empty(rows.shape, dtype=dtype, device=x.device)
     row_bytes = max(1, rows.shape[1] * x.shape[1] * x.element_size())
     for span in _spans(x.shape[0], CHUNK_BYTES.get(x.device.type, CHUNK_BYTES_OTHER) // row_bytes):
@@ -225,7 +209,7 @@ def _dots(x: Tensor, w: Tensor, rows: Tensor) -> Tensor:
     """x[n] . w[path nodes of n] as (N, T, L): the top levels from a dense product, the others gathered."""
     node_count = w.shape[1]
     dense, count = _dense_levels(rows.shape[-1])
-    result = torch.empty(rows.shape, dtype=_score_dtype(x), device=x.device)
+    result = torch.empty(rows.shape, dtype=score_dtype(x.dtype), device=x.device)
     top = rows[..., :dense].long() % node_count
     for span, block in _dense_products(x, w, count):
         result[span, :, :dense] = block.gather(-1, top[span])
@@ -267,7 +251,7 @@ def _sum_per_node(rows: Tensor, jobs: tuple[tuple[Tensor, Tensor, Tensor], ...])
 
 def _sum_densely(nodes: Tensor, coefficients: Tensor, x: Tensor, result: Tensor) -> None:
     trees, count, width = result.shape
-    total = torch.zeros(trees * count, width, dtype=_score_dtype(x), device=x.device)
+    total = torch.zeros(trees * count, width, dtype=score_dtype(x.dtype), device=x.device)
     for span in _spans(x.shape[0], CHUNK_SCORES // (trees * count)):
         block = torch.zeros((*nodes[span].shape[:2], count), dtype=total.dtype, device=x.device)
         block.scatter_(-1, nodes[span], coefficients[span])

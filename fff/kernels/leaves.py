@@ -11,9 +11,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from fff.activations import activation_named
-from fff.decisions import reach, right_probability
-from fff.kernels import PAYS_FROM, PAYS_FROM_OTHER
-from fff.kernels.gather import gather
+from fff.decisions import reach, right_probability, straight_through_gates
+from fff.kernels.autograd import differentiable
+from fff.kernels.gather import PAYS_FROM, PAYS_FROM_OTHER, gather
+from fff.kernels.operands import PathOperands
+from fff.reference import PathResult
 from fff.topology import child, depth_of, first_node, nodes_in_tree, path_length, walk
 
 # Tokens in one product with one leaf's weights; more do not make the product faster.
@@ -29,6 +31,81 @@ class Leaves(NamedTuple):
     b_out: Tensor
 
 
+class LeafOperands(NamedTuple):
+    """x (N, H), w_node (J, H), b_node (J,), both None at depth 0; the leaves; as `fff.reference.leaf_fff`.
+
+    flips (N, D) bool or None: decisions that the region leak turns round. temperature: 0-dim. straight_through: whether
+    decisions have its gradients; else they are zero. dropout: of the leaves' hidden neurons.
+    """
+
+    x: Tensor
+    w_node: Tensor | None
+    b_node: Tensor | None
+    leaves: Leaves
+    activation: str
+    flips: Tensor | None
+    temperature: Tensor
+    straight_through: bool = False
+    dropout: float = 0.0
+
+    @property
+    def depth(self) -> int:
+        """D."""
+        return 0 if self.w_node is None else depth_of(len(self.w_node)) + 1
+
+
+def all_leaves(operands: LeafOperands) -> PathResult:
+    """LeafFFF's hard forms by all leaves' networks, those of other tokens zeroed: plain torch of any derivative.
+
+    y (N, K), nodes (N, 1, D + 1), scores (N, 1, D).
+    """
+    x, w, b, leaves, activation, flips, *_ = operands
+    if w is None:
+        return own_leaf(operands)
+    depth = operands.depth
+    scores = functional.linear(x, w, b)
+    nodes = walk(scores.detach(), depth + 1, flips)
+    scores = scores.gather(-1, nodes[:, :-1])
+    chosen = torch.arange(2**depth, device=x.device) == nodes[:, -1:] - first_node(depth)
+    y = _weighted(x, leaves, chosen.to(x.dtype), activation, operands.dropout)
+    return PathResult(_gated(y, nodes, scores, operands), nodes[:, None], scores[:, None])
+
+
+@differentiable(all_leaves)
+def own_leaf(operands: LeafOperands) -> PathResult:
+    """LeafFFF's hard forms by each token's own leaf, in plain torch; results as `all_leaves`."""
+    x, _, _, leaves, activation, *_ = operands
+    nodes, scores = _walked(operands)
+    if operands.depth == 0:
+        y = dense(x, Leaves(*(weight[0] for weight in leaves)), activation, operands.dropout)
+    else:
+        y = one_leaf_each(x, nodes[:, -1] - first_node(operands.depth), leaves, activation, operands.dropout)
+        y = _gated(y, nodes, scores, operands)
+    return PathResult(y, nodes[:, None], scores[:, None])
+
+
+def own_walk(operands: LeafOperands) -> tuple[Tensor, Tensor]:
+    """Nodes (N, 1, D + 1) and scores (N, 1, D) of `own_leaf`."""
+    nodes, scores = _walked(operands)
+    return nodes[:, None], scores[:, None]
+
+
+def _walked(operands: LeafOperands) -> tuple[Tensor, Tensor]:
+    x, w, b, _, _, flips, *_ = operands
+    if w is None or b is None:
+        return x.new_zeros(x.shape[0], 1, dtype=torch.int64), x.new_zeros(x.shape[0], 0)
+    return decide(x, w, b, flips)
+
+
+def _gated(y: Tensor, nodes: Tensor, scores: Tensor, operands: LeafOperands) -> Tensor:
+    """y times 1, whose gradient is the decisions' own, or zero."""
+    if not torch.is_grad_enabled():
+        return y
+    gate = straight_through_gates(nodes, functional.pad(scores, (0, 1)), operands.temperature)[:, -1:]
+    slope = 1.0 if operands.straight_through else 0.0
+    return y * (1 + slope * (gate - gate.detach())).to(y.dtype)
+
+
 def dense(x: Tensor, network: Leaves, activation: str, dropout: float) -> Tensor:
     """One two-layer network: x (N, H) -> (N, K), with `dropout` of its hidden neurons."""
     hidden = activation_named(activation).forward(functional.linear(x, network.w_in, network.b_in))
@@ -42,14 +119,14 @@ def decide(x: Tensor, w: Tensor, b: Tensor, flips: Tensor | None) -> tuple[Tenso
     all, where one product is faster. Scores have gradients.
     """
     depth = depth_of(w.shape[0]) + 1
-    pays_from = PAYS_FROM.get(("gather", x.device.type), PAYS_FROM_OTHER)
+    pays_from = PAYS_FROM.get(x.device.type, PAYS_FROM_OTHER)
     if nodes_in_tree(depth - 1) < pays_from * path_length(depth - 1):
         scores = functional.linear(x, w, b)
         path = walk(scores.detach(), depth + 1, flips)
         return path, scores.gather(-1, path[:, :-1])
     # The decisions are a PathFFF of depth D - 1 of which the scores alone are wanted.
     above = None if flips is None else flips[:, None, :-1]
-    _, nodes, scores = gather(x, w[None], b[None], w.new_zeros(1, w.shape[0], 1), "identity", above)
+    _, nodes, scores = gather(PathOperands(x, w[None], b[None], w.new_zeros(1, len(w), 1), "identity", above))
     nodes, scores = nodes[:, 0], scores[:, 0]
     leaf = child(nodes[:, -1:], scores[:, -1:].detach(), None if flips is None else flips[:, -1:])
     return torch.cat((nodes, leaf), -1), scores
@@ -106,8 +183,13 @@ def mixture(
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     reached = reach(right_probability(scores, temperature, flips))
     inner = first_node(depth_of(reached.shape[-1]))
-    weight = reached[:, inner:].to(x.dtype)
+    y = _weighted(x, leaves, reached[:, inner:].to(x.dtype), activation, dropout)
+    return y, scores, reached[:, :inner]
+
+
+def _weighted(x: Tensor, leaves: Leaves, weight: Tensor, activation: str, dropout: float) -> Tensor:
+    """All leaf networks, each times its weight (N, leaves), summed: (N, K)."""
     hidden = functional.linear(x, leaves.w_in.flatten(0, 1), leaves.b_in.flatten())
     hidden = functional.dropout(activation_named(activation).forward(hidden), dropout)
     hidden = hidden.view(-1, *leaves.b_in.shape) * weight.unsqueeze(-1)
-    return hidden.flatten(1) @ leaves.w_out.flatten(0, 1) + weight @ leaves.b_out, scores, reached[:, :inner]
+    return hidden.flatten(1) @ leaves.w_out.flatten(0, 1) + weight @ leaves.b_out

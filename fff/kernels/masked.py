@@ -6,19 +6,12 @@ from torch.nn import functional
 
 from fff.activations import activation_named
 from fff.decisions import reach, right_probability, straight_through_gates
+from fff.kernels.operands import PathOperands
 from fff.reference import PathResult
 from fff.topology import depth_of, first_node, path_length, walk
 
 
-def masked(
-    x: Tensor,
-    w_in: Tensor,
-    b_in: Tensor | None,
-    w_out: Tensor,
-    activation: str,
-    flips: Tensor | None = None,
-    temperature: Tensor | None = None,
-) -> PathResult:
+def masked(operands: PathOperands) -> PathResult:
     """PathFFF in the authors' training form (arXiv 2311.10770, their PyTorch layer): x (N, H) -> y (N, K), autograd.
 
     The activation is taken at path nodes alone and scattered into zeros, which equals multiplying the activations
@@ -26,6 +19,7 @@ def masked(
     where an off-path score is not finite. Half types: sums in float32, scores rounded once to the type (a rounding
     keeps the sign, and with it the decision). `flips` and `temperature` as in `fff.reference.path_fff`.
     """
+    x, w_in, b_in, w_out, activation, flips, temperature = operands
     levels = path_length(depth_of(w_in.shape[1]))
     act = activation_named(activation).forward
     scores = _all_scores(x, w_in, b_in)
@@ -40,19 +34,12 @@ def masked(
     return PathResult(spread.flatten(1) @ w_out.flatten(0, 1), path, on_path)
 
 
-def soft(
-    x: Tensor,
-    w_in: Tensor,
-    b_in: Tensor | None,
-    w_out: Tensor,
-    activation: str,
-    temperature: Tensor,
-    flips: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+def soft(operands: PathOperands, temperature: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """PathFFF's soft form (see `fff.reference.soft_path_fff`): y (N, K), scores and reach (N, T, M).
 
-    Probabilities in float32 for half types.
+    The operands' flips are (N, T, 2^D - 1) bool or None. Probabilities in float32 for half types.
     """
+    x, w_in, b_in, w_out, activation, flips, _ = operands
     inner = first_node(depth_of(w_in.shape[1]))
     scores = _all_scores(x, w_in, b_in)
     wide = scores.to(torch.promote_types(scores.dtype, torch.float32))

@@ -1,19 +1,18 @@
 """LeafFFF, the fast feedforward layer of arXiv 2308.14711, with its settings. Not how it computes (kernels.leaves)."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fff.activations import ACTIVATIONS, activation_named
-from fff.decisions import straight_through_gates
-from fff.kernels.cpu import operators as cpu
-from fff.kernels.leaves import Leaves, decide, dense, mixture, one_leaf_each
+from fff.kernels import LEAF, Chooser, Provider, check
+from fff.kernels.leaves import LeafOperands, Leaves, dense, mixture
 from fff.layers.base import Flops, Hardenable, Settings, whole_number
 from fff.layers.operands import computing_dtype
 from fff.losses import Decisions
@@ -102,6 +101,8 @@ class LeafFFF(Hardenable):
         master_width: hidden neurons of the master leaf; 0 for none.
         chunk_neurons: hidden neurons (tokens x leaves x leaf_width) that the soft form holds at a time; where there are
             more, the backward pass computes them again.
+        provider: who computes the hard forms, see fff.kernels: "masked" computes all leaves, "gather" the tokens' own
+            in plain torch, "cpu" infers in C++ and trains as "gather"; "auto" takes the fastest available.
         device, dtype: of the parameters; torch's defaults unless given.
 
     Parameters: w_node (2^depth - 1, d_in) and b_node (2^depth - 1), None at depth 0; w_in (2^depth, leaf_width, d_in),
@@ -109,10 +110,10 @@ class LeafFFF(Hardenable):
     of one leaf, named master_*, and mix (), its k.
 
     Raises:
-        ValueError: a size below its minimum, a probability out of bounds or an unknown activation.
+        ValueError: a size below its minimum, a probability out of bounds, an unknown activation or provider.
     """
 
-    trees = 1  # as PathFFF's: this layer has one
+    execution, trees = "auto", 1  # as PathFFF's, of which this layer has no choice
     constants = MappingProxyType({"mix": 0.5})
 
     def __init__(
@@ -127,10 +128,12 @@ class LeafFFF(Hardenable):
         region_leak: float = 0.0,
         master_width: int = 0,
         chunk_neurons: int = 2**23,
+        provider: str = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        self._chooser = Chooser(LEAF)
         sizes = {"d_in": d_in, "d_out": d_out, "leaf_width": leaf_width, "chunk_neurons": chunk_neurons}
         for name, value, least in (*((k, v, 1) for k, v in sizes.items()), ("depth", depth, 0)):
             if value < least:
@@ -142,6 +145,8 @@ class LeafFFF(Hardenable):
         if not 0 <= region_leak <= 0.5:
             raise ValueError(f"region_leak={region_leak} must be from 0 to 0.5")
         activation_named(activation)
+        check("auto", provider, LEAF)
+        self.provider = provider
         self.d_in, self.d_out, self.depth, self.leaf_width = d_in, d_out, depth, leaf_width
         self.activation, self.dropout, self.chunk_neurons = activation, dropout, chunk_neurons
         self.master_width, self.region_leak, self.form = master_width, region_leak, "soft"
@@ -190,46 +195,35 @@ class LeafFFF(Hardenable):
         The last node is the leaf: leaf number + 2^depth - 1. The 1 is the number of trees, as in PathFFF.
         """
         x, weights = self._operands(x)
-        flat = x.reshape(-1, self.d_in)
-        nodes, scores = self._decide(flat, weights, None)
+        operands = self._hard_operands(x.reshape(-1, self.d_in), weights)
+        nodes, scores = self._provider_for(x).paths(operands)
         return nodes.view(*x.shape[:-1], 1, self.depth + 1), scores.reshape(*x.shape[:-1], 1, self.depth)
 
     def _apply_layer(self, x: Tensor, *, with_decisions: bool) -> tuple[Tensor, Decisions | None]:
         x, weights = self._operands(x)
         flat = x.reshape(-1, self.d_in)
-        apply: Callable[..., tuple[Tensor, Decisions | None]] = self._on_path
-        if not with_decisions and self._infers_in_cpp(x):
-            apply = self._in_cpp
-        elif self.active_form == "soft" and self.depth:
-            apply = self._soft
+        apply = self._soft if self.active_form == "soft" and self.depth else self._on_path
         y, decisions = apply(flat, weights, with_decisions)
         if self.mix is not None:
             master = Leaves(*(weights[name] for name in MASTER))
             y = torch.lerp(y, dense(flat, master, self.activation, self._dropout), self.mix.to(y.dtype))
         return y.view(*x.shape[:-1], self.d_out), decisions
 
-    def _in_cpp(self, x: Tensor, weights: dict[str, Tensor], _: bool) -> tuple[Tensor, None]:
-        return cpu.leaf_output(x, weights["w_node"], weights["b_node"], self._leaves(weights), self.activation), None
+    def _on_path(self, x: Tensor, weights: dict[str, Tensor], with_decisions: bool) -> tuple[Tensor, Decisions | None]:
+        operands = self._hard_operands(x, weights, self.leak(x.shape[0], self.depth))
+        provider = self._provider_for(x)
+        if provider.output and not (with_decisions or self.training):
+            return provider.output(operands), None
+        y, nodes, scores = provider.function(operands)
+        return y, Decisions(scores, nodes[..., :-1], torch.ones_like(scores), first_node(self.depth))
 
-    def _infers_in_cpp(self, x: Tensor) -> bool:
-        """Whether this call is hard inference that provider `cpu` can do (training and the soft form are not)."""
-        plain = not (self.training or torch.is_grad_enabled() or self.depth == 0 or self.active_form == "soft")
-        return plain and x.device.type == "cpu" and cpu.available(x.device, x.dtype) is None
+    def _provider_for(self, x: Tensor) -> Provider:
+        return self._chooser.provider_for(self, x)
 
-    def _on_path(self, x: Tensor, weights: dict[str, Tensor], _: bool) -> tuple[Tensor, Decisions]:
-        leaves = self._leaves(weights)
-        nodes, scores = self._decide(x, weights, self.leak(x.shape[0], self.depth))
-        if self.depth == 0:
-            y = dense(x, Leaves(*(weight[0] for weight in leaves)), self.activation, self._dropout)
-        else:
-            leaf = nodes[:, -1] - first_node(self.depth)
-            y = one_leaf_each(x, leaf, leaves, self.activation, self._dropout)
-            if torch.is_grad_enabled():
-                gate = straight_through_gates(nodes, nn.functional.pad(scores, (0, 1)), self.temperature)[:, -1:]
-                slope = 1.0 if self.active_form == "straight_through" else 0.0
-                y = y * (1 + slope * (gate - gate.detach())).to(y.dtype)
-        scores, nodes = scores[:, None], nodes[:, None, :-1]
-        return y, Decisions(scores, nodes, torch.ones_like(scores), first_node(self.depth))
+    @property
+    def computed_by(self) -> frozenset[str]:
+        """Names of the providers that have computed hard passes of this layer, as it is set now."""
+        return self._chooser.chosen
 
     def _soft(self, x: Tensor, weights: dict[str, Tensor], with_decisions: bool) -> tuple[Tensor, Decisions | None]:
         tokens, inner = x.shape[0], first_node(self.depth)
@@ -250,10 +244,19 @@ class LeafFFF(Hardenable):
         nodes = torch.arange(inner, device=x.device).expand(tokens, 1, -1)
         return y, Decisions(scores, nodes, reached, inner)
 
-    def _decide(self, x: Tensor, weights: dict[str, Tensor], flips: Tensor | None) -> tuple[Tensor, Tensor]:
-        if self.depth == 0:
-            return x.new_zeros(x.shape[0], 1, dtype=torch.int64), x.new_zeros(x.shape[0], 0)
-        return decide(x, weights["w_node"], weights["b_node"], flips)
+    def _hard_operands(self, x: Tensor, weights: dict[str, Tensor], flips: Tensor | None = None) -> LeafOperands:
+        """What the hard forms are computed from; x (N, d_in)."""
+        return LeafOperands(
+            x,
+            weights.get("w_node"),
+            weights.get("b_node"),
+            self._leaves(weights),
+            self.activation,
+            flips,
+            self.temperature,
+            self.active_form == "straight_through",
+            self._dropout,
+        )
 
     def _leaves(self, weights: dict[str, Tensor]) -> Leaves:
         return Leaves(*(weights[name] for name in WEIGHTS[2:]))
@@ -268,11 +271,16 @@ class LeafFFF(Hardenable):
         named = {name: getattr(self, name) for name in (*WEIGHTS, *MASTER)}
         return x.to(dtype), {name: weight.to(dtype) for name, weight in named.items() if weight is not None}
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "provider":
+            self._chooser.forget()
+
     def extra_repr(self) -> str:
         """Sizes and choices, for print."""
         leaves = f"{2**self.depth} leaves of {self.leaf_width} neurons"
         master = f", master_width={self.master_width}" if self.master_width else ""
         return (
             f"{self.d_in}, {self.d_out}, depth={self.depth} ({leaves}), activation={self.activation}, "
-            f"dropout={self.dropout}{master}"
+            f"dropout={self.dropout}{master}, provider={self.provider}"
         )

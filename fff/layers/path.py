@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.compiler import is_compiling
 
 from fff.activations import ACTIVATIONS, activation_named
-from fff.kernels import PROVIDERS, Provider, Shortcut, check, choose
-from fff.kernels.gather import visit
+from fff.kernels import PATH, Chooser, PathOperands, Provider, check, transformed
 from fff.kernels.masked import soft
 from fff.layers.base import Flops, Hardenable, Settings, whole_number
 from fff.layers.operands import computing_dtype
@@ -134,8 +133,7 @@ class PathFFF(Hardenable):
     w_in: nn.Parameter
     b_in: nn.Parameter | None
     w_out: nn.Parameter
-    _chosen: dict[tuple[torch.device, torch.dtype], str]
-    _shortcut: Shortcut | None
+    _chooser: Chooser
 
     def __init__(
         self,
@@ -152,6 +150,7 @@ class PathFFF(Hardenable):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        self._chooser = Chooser(PATH)
         for name, value, least in (("d_in", d_in, 1), ("d_out", d_out, 1), ("depth", depth, 0), ("trees", trees, 1)):
             if value < least:
                 raise ValueError(f"{name}={value} is too small; it must be {least} or more")
@@ -159,7 +158,6 @@ class PathFFF(Hardenable):
         check(execution, provider)
         self.d_in, self.d_out, self.depth, self.trees = d_in, d_out, depth, trees
         self.activation, self.execution, self.provider = activation, execution, provider
-        self._forget_choice()
         shape: tuple[int, int] = (trees, nodes_in_tree(depth))
         empty = partial(torch.empty, device=device, dtype=dtype)
         self.w_in = nn.Parameter(empty(*shape, d_in))
@@ -185,14 +183,14 @@ class PathFFF(Hardenable):
         """
         # The short way: at one token, all questions that the long one asks take as long as the layer. It comes and
         # goes, so tracing must not see it: a model would be compiled anew.
-        if not self.training and not is_compiling() and (shortcut := self._shortcut) is not None:
-            y = shortcut(x, self._parameters)
+        if not self.training and not is_compiling() and (shortcut := self._chooser.shortcut) is not None:
+            y = shortcut(x, self._parameters) if not transformed() else None
             if y is not None:
                 return y
         if self.active_form == "soft":
             return self._soft(x)[0]
-        provider, arguments = self._call(x)
-        y = provider.output(*arguments) if provider.output else provider.function(*arguments).y
+        provider, operands = self._call(x)
+        y = provider.output(operands) if provider.output else provider.function(operands).y
         return y if x.dim() == 2 else y.view(*x.shape[:-1], self.d_out)
 
     def forward_with_losses(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -203,43 +201,34 @@ class PathFFF(Hardenable):
         return y, self.auxiliary_losses(decisions)
 
     def _on_path(self, x: Tensor) -> tuple[Tensor, Decisions]:
-        provider, arguments = self._call(x)
-        y, nodes, scores = provider.function(*arguments)
+        provider, operands = self._call(x)
+        y, nodes, scores = provider.function(operands)
         scores, nodes = scores[..., :-1], nodes[..., :-1]
         return y.view(*x.shape[:-1], self.d_out), Decisions(
             scores, nodes, torch.ones_like(scores), first_node(self.depth)
         )
 
-    def _call(self, x: Tensor) -> tuple[Provider, tuple[Any, ...]]:
-        """Who computes the hard forms for x, and the arguments for them: x as (N, d_in)."""
-        x, w_in, b_in, w_out = self._operands(x)
-        flat = x if x.dim() == 2 else x.reshape(-1, self.d_in)
-        flips = self.leak(flat.shape[0], self.trees, self.depth) if self.training else None
-        temperature = self.temperature if self.active_form == "straight_through" else None
-        return self._provider_for(x), (flat, w_in, b_in, w_out, self.activation, flips, temperature)
+    def _call(self, x: Tensor) -> tuple[Provider, PathOperands]:
+        """Who computes the hard forms for x, and from what."""
+        operands = self._operands(x)
+        if self.training:
+            operands = operands._replace(flips=self.leak(operands.x.shape[0], self.trees, self.depth))
+        if self.active_form == "straight_through":
+            operands = operands._replace(temperature=self.temperature)
+        return self._provider_for(operands.x), operands
+
+    def _provider_for(self, x: Tensor) -> Provider:
+        return self._chooser.provider_for(self, x, short=self.evaluation_form == "hard")
 
     @property
     def computed_by(self) -> frozenset[str]:
         """Names of the providers that have computed hard passes of this layer, as it is set now."""
-        return frozenset(self._chosen.values())
-
-    def _provider_for(self, x: Tensor) -> Provider:
-        if is_compiling():
-            return choose(self.execution, self.provider, x.device, x.dtype, self.trees, self.depth)
-        key = (x.device, x.dtype)  # chosen once: at one token the choice would show
-        if (known := self._chosen.get(key)) is not None:
-            return PROVIDERS[known]
-        chosen = choose(self.execution, self.provider, *key, self.trees, self.depth)
-        self._chosen[key] = chosen.name
-        if chosen.shortcut and self.evaluation_form == "hard":
-            self._shortcut = chosen.shortcut(self.activation)
-        return chosen
+        return self._chooser.chosen
 
     def _soft(self, x: Tensor) -> tuple[Tensor, Decisions]:
-        x, w_in, b_in, w_out = self._operands(x)
-        flat, inner = x.reshape(-1, self.d_in), first_node(self.depth)
-        flips = self.leak(flat.shape[0], self.trees, inner)
-        y, scores, reached = soft(flat, w_in, b_in, w_out, self.activation, self.temperature, flips)
+        operands, inner = self._operands(x), first_node(self.depth)
+        operands = operands._replace(flips=self.leak(operands.x.shape[0], self.trees, inner))
+        y, scores, reached = soft(operands, self.temperature)
         nodes = torch.arange(inner, device=x.device).expand(*scores.shape[:-1], -1)
         decisions = Decisions(scores[..., :inner], nodes, reached[..., :inner], inner)
         return y.view(*x.shape[:-1], self.d_out), decisions
@@ -253,31 +242,29 @@ class PathFFF(Hardenable):
 
     @torch.no_grad()
     def path(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Visited nodes and their scores, both (..., trees, depth + 1): int64 in heap order, and floats."""
-        x, w_in, b_in, _ = self._operands(x)
-        nodes, scores = visit(x.reshape(-1, self.d_in), w_in, b_in)
+        """Visited nodes and their scores, both (..., trees, depth + 1): int64 in heap order, and floats.
+
+        By the provider that computes the layer, whose rounding decides where a score is near 0.
+        """
+        operands = self._operands(x)
+        nodes, scores = self._provider_for(operands.x).paths(operands)
         shape = (*x.shape[:-1], self.trees, path_length(self.depth))
         return nodes.view(shape), scores.view(shape)
 
-    def _operands(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-        """Input and weights in the dtype of the computation: autocast's as for nn.Linear, else their own."""
+    def _operands(self, x: Tensor) -> PathOperands:
+        """Input (N, d_in) and weights in the dtype of the computation: autocast's as for nn.Linear, else their own."""
         w_in, b_in, w_out = self.w_in, self.b_in, self.w_out
         dtype = computing_dtype(x, w_in, self.d_in)
+        flat = x if x.dim() == 2 else x.reshape(-1, self.d_in)
         if dtype == x.dtype == w_in.dtype:
-            return x, w_in, b_in, w_out
-        return x.to(dtype), w_in.to(dtype), b_in.to(dtype) if b_in is not None else None, w_out.to(dtype)
+            return PathOperands(flat, w_in, b_in, w_out, self.activation)
+        bias = b_in.to(dtype) if b_in is not None else None
+        return PathOperands(flat.to(dtype), w_in.to(dtype), bias, w_out.to(dtype), self.activation)
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        if name in CHOICE_DEPENDS_ON:
-            self._forget_choice()
-
-    def _forget_choice(self) -> None:
-        self._chosen, self._shortcut = {}, None
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Another machine may choose otherwise, and a shortcut is a function of this one's library.
-        return {**self.__dict__, "_chosen": {}, "_shortcut": None}
+        if name in CHOICE_DEPENDS_ON and "_chooser" in self.__dict__:  # not before the layer is made
+            self._chooser.forget()
 
     def extra_repr(self) -> str:
         """Sizes and choices, for print."""

@@ -117,10 +117,10 @@ def test_a_part_in_its_own_process_comes_back(tmp_path: Path) -> None:
 def test_a_case_that_fails_is_recorded_and_the_next_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     right = PROVIDERS["gather"].function
 
-    def broken(x, *rest):
-        if x.dtype == torch.float32:
+    def broken(operands):
+        if operands.x.dtype == torch.float32:
             raise RuntimeError("out of resource: shared memory")
-        return right(x, *rest)
+        return right(operands)
 
     monkeypatch.setitem(PROVIDERS, "gather", Provider("gather", "conditional", broken))
     rows = [row for row in parts.correctness(small_size(), {}) if row["provider"] == "gather"]
@@ -163,8 +163,8 @@ def test_what_was_not_found_is_none() -> None:
 def test_a_wrong_provider_is_found_and_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     right = PROVIDERS["gather"].function
 
-    def wrong(x, w_in, *rest):
-        return right(x, w_in * 1.01, *rest)
+    def wrong(operands):
+        return right(operands._replace(w_in=operands.w_in * 1.01))
 
     case = ParityCase(2, 3, 16, 24, 9, torch.float32)
     assert parity("gather", case, CPU)["ok"]

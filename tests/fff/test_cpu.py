@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fff import LeafFFF, PathFFF
-from fff.kernels import choose
+from fff.kernels import PathOperands, choose
 from fff.kernels.cpu import operators as cpu
 from fff.reference import leaf_fff, path_fff
 from tests.helpers.process import in_a_new_process
@@ -79,7 +79,7 @@ def compare(values: tuple, activation: str, flips: torch.Tensor | None, temperat
     leaves = [v.clone().requires_grad_() for v in values]
     of = lambda dt: None if temperature is None else torch.tensor(temperature, dtype=dt)  # noqa: E731
     expected = path_fff(*wide, activation, flips, of(torch.float64))
-    found = cpu.cpu(*leaves, activation, flips, of(torch.float32))
+    found = cpu.cpu(PathOperands(*leaves, activation, flips, of(torch.float32)))
     assert torch.equal(found.nodes, expected.nodes)
     assert found.scores.dtype == torch.float32
     assert near(found.scores.detach(), expected.scores.detach(), 2e-6)
@@ -118,18 +118,18 @@ def test_activations_far_from_zero() -> None:
 def test_inference_has_the_bits_of_training_without_its_record() -> None:
     for shape in SHAPES:
         values = operands(*shape, torch.float32)
-        training = cpu.cpu(*values, "gelu").y
+        training = cpu.cpu(PathOperands(*values, "gelu")).y
         with torch.no_grad():
-            assert torch.equal(cpu.output(*values, "gelu"), training)
+            assert torch.equal(cpu.output(PathOperands(*values, "gelu")), training)
 
 
 def test_a_tokens_bits_do_not_depend_on_its_company() -> None:
     for trees, depth in ((1, 7), (3, 4)):
         x, *weights = operands(2500, trees, depth, 40, 136, torch.float32)
         with torch.no_grad():
-            together = cpu.output(x, *weights, "gelu")
+            together = cpu.output(PathOperands(x, *weights, "gelu"))
             for start, end in ((0, 1), (1, 3), (7, 300), (900, 2500)):
-                assert torch.equal(cpu.output(x[start:end], *weights, "gelu"), together[start:end])
+                assert torch.equal(cpu.output(PathOperands(x[start:end], *weights, "gelu")), together[start:end])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -139,7 +139,7 @@ def test_the_same_bits_for_any_number_of_threads(dtype: torch.dtype) -> None:
         grad = torch.randn(shape[0], shape[4]).to(dtype)
 
         def everything(values=values, grad=grad) -> list[torch.Tensor]:
-            y = cpu.output(*values, "gelu")
+            y = cpu.output(PathOperands(*values, "gelu"))
             return [y, *torch.autograd.grad(y, values, grad)]
 
         expected, threads = everything(), torch.get_num_threads()
@@ -184,7 +184,7 @@ def test_leaf_fff_infers_as_the_definition_says(dtype: torch.dtype) -> None:
         clear = (expected.scores.abs() > 1e-5).flatten(1).all(1)
         assert clear.float().mean() > 0.9
         with torch.no_grad():
-            assert layer._infers_in_cpp(x)
+            assert layer._provider_for(x).name == "cpu"
             y = layer(x)
             assert torch.equal(layer(x[tokens // 2 :]), y[tokens // 2 :])
         assert near(y[clear], expected.y[clear], TOLERANCE[dtype])
@@ -344,7 +344,7 @@ def test_what_does_not_fit_is_named() -> None:
         ((x, w_in, b_in[:, :4], w_out), "b_in must be"),
     ):
         with pytest.raises(ValueError, match=message):
-            cpu.output(*arguments, "gelu")
+            cpu.output(PathOperands(*arguments, "gelu"))
     with pytest.raises(RuntimeError, match=r"takes float32 and bfloat16, not torch\.float16"):
         choose("auto", "cpu", CPU, torch.float16, 1, 8)
     with pytest.raises(RuntimeError, match="tensors are on cuda"):

@@ -15,7 +15,7 @@ from fff.hardening import (
     set_hardening,
     soft_evaluation,
 )
-from fff.kernels import PROVIDERS
+from fff.kernels import PROVIDERS, PathOperands
 from fff.reference import path_fff, soft_path_fff
 from fff.topology import nodes_in_tree
 
@@ -110,7 +110,7 @@ def test_straight_through_gradients_of_every_provider(provider: str, leak: float
         assert torch.equal(expected[0], plain.y)
         if depth:
             assert not torch.allclose(expected[1], gradients(plain.y, values)[1])
-        result = PROVIDERS[provider].function(*values, "gelu", flips, temperature)
+        result = PROVIDERS[provider].function(PathOperands(*values, "gelu", flips, temperature))
         assert torch.equal(result.nodes, plain.nodes)
         for ours, theirs in zip(gradients(result.y, values), expected, strict=True):
             torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-12)
@@ -140,7 +140,7 @@ def test_gradients_flow_through_the_scores(provider: str) -> None:
 
     expected = torch.autograd.grad(loss(path_fff(*values, "gelu")), values)
     for ours, theirs in zip(
-        torch.autograd.grad(loss(function(*values, "gelu", None, None)), values), expected, strict=True
+        torch.autograd.grad(loss(function(PathOperands(*values, "gelu"))), values), expected, strict=True
     ):
         torch.testing.assert_close(ours, theirs)
 
@@ -180,7 +180,7 @@ def test_region_leak_flips_as_often_as_it_says() -> None:
     usual = module.path(x)[0]
     function = PROVIDERS["masked"].function
     flips = module.leak(4000, 1, 1)
-    leaked = function(x, module.w_in, module.b_in, module.w_out, "gelu", flips, None).nodes
+    leaked = function(PathOperands(x, module.w_in, module.b_in, module.w_out, "gelu", flips)).nodes
     share = (leaked[..., 1] != usual[..., 1]).float().mean().item()
     assert share == pytest.approx(0.25, abs=0.03)
     module.eval()

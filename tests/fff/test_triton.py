@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fff import PathFFF
 from fff import testing as parity
-from fff.kernels import PROVIDERS, choose
+from fff.kernels import PROVIDERS, PathOperands, choose
 from fff.kernels.triton import operators as triton
 from fff.reference import path_fff
 
@@ -81,7 +81,7 @@ def compare(
     leaves = [v.clone().requires_grad_() for v in values]
     of = lambda dt: None if temperature is None else torch.tensor(temperature, dtype=dt, device=DEVICE)  # noqa: E731
     expected = path_fff(*wide, activation, flips, of(torch.float64))
-    found = triton.triton(*leaves, activation, flips, of(torch.float32))
+    found = triton.triton(PathOperands(*leaves, activation, flips, of(torch.float32)))
     assert torch.equal(found.nodes, expected.nodes)
     assert found.scores.dtype == torch.float32
     assert near(found.scores.detach(), expected.scores.detach(), 2e-6)
@@ -139,10 +139,10 @@ def test_far_scores_and_no_bias(way: str, monkeypatch) -> None:
     x = torch.tensor([[s] for s in (-1e4, -90.0, -12.0, -3.0, -1e-3, 0.0, 1e-3, 3.0, 12.0, 90.0, 1e4)], device=DEVICE)
     one = torch.ones(1, 1, 1, device=DEVICE)
     for activation in ("gelu", "gelu_tanh", "relu", "silu", "tanh"):
-        found = triton.triton(x, one, None, one, activation).y
+        found = triton.triton(PathOperands(x, one, None, one, activation)).y
         assert near(found, path_fff(x.double(), one.double(), None, one.double(), activation).y, 1e-6)
         with torch.no_grad():  # small scores by themselves
-            few = triton.output(x[4:7], one, None, one, activation)
+            few = triton.output(PathOperands(x[4:7], one, None, one, activation))
         assert near(few, path_fff(x[4:7].double(), one.double(), None, one.double(), activation).y, 2e-4)
 
 
@@ -156,11 +156,11 @@ def test_a_crowded_group_is_summed_in_pieces_and_the_same_bits_come_twice(monkey
     values = [v.requires_grad_() for v in (x, w_in, b_in, w_out)]
 
     def everything(function) -> list[Tensor]:
-        result = function(*values, "gelu")
+        result = function(PathOperands(*values, "gelu"))
         assert (result.nodes[:, 0, 2] == 6).sum() > host._chunk(host.Band(2, 2), 1)
         return [result.y, *torch.autograd.grad(result.y.square().sum(), values)]
 
-    first, second, expected = map(everything, (triton.triton, triton.triton, path_fff))
+    first, second, expected = map(everything, (triton.triton, triton.triton, lambda given: path_fff(*given)))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     assert all(near(a, b.double(), 1e-5) for a, b in zip(first, expected, strict=True))
 
@@ -169,9 +169,9 @@ def test_a_crowded_group_is_summed_in_pieces_and_the_same_bits_come_twice(monkey
 def test_nan_goes_left_and_comes_out_alone(way: str, monkeypatch) -> None:
     take(way, monkeypatch)
     values = operands(20, 2, 3, 16, 16, torch.float32)
-    expected = triton.triton(*values, "relu")
+    expected = triton.triton(PathOperands(*values, "relu"))
     values[0][3, 5] = float("nan")
-    found = triton.triton(*values, "relu")
+    found = triton.triton(PathOperands(*values, "relu"))
     assert found.y[3].isnan().all()
     assert found.nodes[3].tolist() == [[0, 1, 3, 7]] * 2
     others = torch.arange(20, device=DEVICE) != 3
@@ -234,13 +234,13 @@ def test_a_short_way_that_comes_and_goes_does_not_compile_anew() -> None:
     module, x = layer().eval(), torch.randn(5, 24, device=DEVICE)
     with torch.no_grad():
         module(x)
-    assert module._shortcut is not None
+    assert module._chooser.shortcut is not None
     model = torch.compile(module.train(), backend="eager", fullgraph=True)
     with torch._dynamo.config.patch(error_on_recompile=True):
         model(x)
         module.evaluation_form = "soft"
         module.evaluation_form = "hard"
-        assert module._shortcut is None
+        assert module._chooser.shortcut is None
         model(x)
 
 
@@ -337,9 +337,9 @@ def test_what_does_not_fit_is_named() -> None:
         ((x, deep, None, deep), "depth up to 15, and w_in has 1 of depth 16; take provider 'gather'"),
     ):
         with pytest.raises(ValueError, match=message):
-            triton.output(*arguments, "gelu")
+            triton.output(PathOperands(*arguments, "gelu"))
     with pytest.raises(ValueError, match=r"flips must be bool"):
-        triton.output(x, w_in, b_in, w_out, "gelu", torch.zeros(4, 1, 2, dtype=torch.bool, device=DEVICE))
+        triton.output(PathOperands(x, w_in, b_in, w_out, "gelu", torch.zeros(4, 1, 2, dtype=torch.bool, device=DEVICE)))
     with pytest.raises(RuntimeError, match=r"takes float32, bfloat16 and float16, not torch\.float64"):
         choose("auto", "triton", DEVICE, torch.float64, 1, 8)
 

@@ -7,15 +7,20 @@ as the work. Training saves x, the leaves and the scores. See docs/kernels.md.
 import ctypes
 import functools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fff.activations import ACTIVATIONS
-from fff.kernels.autograd import register_backward
+from fff.kernels.autograd import differentiable, register_backward
 from fff.kernels.cpu.build import BuildError, load
+from fff.kernels.flops import register_flops, register_leaf_flops
+from fff.kernels.leaves import LeafOperands, all_leaves, own_leaf, own_walk
+from fff.kernels.masked import masked
+from fff.kernels.operands import PathGradients, PathOperands, path_to
 from fff.reference import PathResult
-from fff.topology import depth_of, path_length
+from fff.topology import child
 
 DTYPES = (torch.float32, torch.bfloat16)
 ACTIVATION_IDS = {name: number for number, name in enumerate(ACTIVATIONS)}  # as cpp/activations.h counts them
@@ -58,59 +63,63 @@ def _ask_operator(x: Tensor, parameters: Mapping[str, Tensor | None]) -> None:
     return None
 
 
-def output(
-    x: Tensor,
-    w_in: Tensor,
-    b_in: Tensor | None,
-    w_out: Tensor,
-    activation: str,
-    flips: Tensor | None = None,
-    temperature: Tensor | None = None,
-) -> Tensor:
-    """y (N, K) alone; arguments as `cpu`."""
+@differentiable(lambda operands: masked(operands).y)
+def output(operands: PathOperands) -> Tensor:
+    """y (N, K) alone; otherwise as `cpu`."""
+    x, w_in, b_in, w_out, activation, flips, temperature = operands
     number = ACTIVATION_IDS[activation]
     if flips is None and not torch.is_grad_enabled():
         return torch.ops.fff.cpu_infer.default(x, w_in, b_in, w_out, number)
     return torch.ops.fff.cpu_forward.default(x, w_in, b_in, w_out, number, flips, temperature)[0]
 
 
-def cpu(
-    x: Tensor,
-    w_in: Tensor,
-    b_in: Tensor | None,
-    w_out: Tensor,
-    activation: str,
-    flips: Tensor | None = None,
-    temperature: Tensor | None = None,
-) -> PathResult:
-    """PathFFF by path nodes only: x (N, H) -> y (N, K), float32 scores; arguments as `fff.reference.path_fff`.
+@differentiable(masked)
+def cpu(operands: PathOperands) -> PathResult:
+    """PathFFF by path nodes only: x (N, H) -> y (N, K), float32 scores.
 
     Bits do not depend on the number of threads, nor on which other tokens are in the call.
 
     Raises:
         ValueError: tensors of another dtype, device or size than x.
     """
+    x, w_in, b_in, w_out, activation, flips, temperature = operands
     number = ACTIVATION_IDS[activation]
     y, leaf, scores = torch.ops.fff.cpu_forward.default(x, w_in, b_in, w_out, number, flips, temperature)
-    levels = torch.arange(scores.shape[-1] - 1, -1, -1)
-    return PathResult(y, ((leaf.long().unsqueeze(-1) + 1) >> levels) - 1, scores)
+    return PathResult(y, path_to(leaf, scores.shape[-1]), scores)
 
 
-def leaf_output(x: Tensor, w_node: Tensor, b_node: Tensor, leaves: tuple[Tensor, ...], activation: str) -> Tensor:
-    """LeafFFF's hard inference: x (N, H) -> y (N, K), without gradients; one small network per leaf with tokens.
+@differentiable(lambda operands: all_leaves(operands).y)
+def leaf_output(operands: LeafOperands) -> Tensor:
+    """LeafFFF's y (N, K): one small network per leaf with tokens, without gradients and what training draws by chance.
 
-    w_node (2^D - 1, H), b_node (2^D - 1,), D at least 1; leaves: w_in, b_in, w_out, b_out as `fff.reference.leaf_fff`.
+    With those, and at depth 0, plain torch computes it, `fff.kernels.leaves.own_leaf`.
     """
+    x, w_node, b_node, leaves, activation, flips, *_ = operands
+    if w_node is None or torch.is_grad_enabled() or flips is not None or operands.dropout:
+        return own_leaf(operands).y
     return torch.ops.fff.cpu_leaf_infer.default(x, w_node, b_node, *leaves, ACTIVATION_IDS[activation])
 
 
+def leaf_walk(operands: LeafOperands) -> tuple[Tensor, Tensor]:
+    """LeafFFF's nodes (N, 1, D + 1) and scores (N, 1, D), as `leaf_output` walks in inference."""
+    w, b = operands.w_node, operands.b_node
+    if w is None or b is None:
+        return own_walk(operands)
+    # The decisions are a PathFFF of depth D - 1 of which the walk alone is wanted.
+    _, nodes, scores = cpu(PathOperands(operands.x, w[None], b[None], w.new_zeros(1, len(w), 1), "identity"))
+    return torch.cat((nodes, child(nodes[..., -1:], scores[..., -1:])), -1), scores
+
+
 def _register() -> None:
-    """What torch.compile, torch.export and autograd must know of the operators."""
+    """What torch.compile, torch.export, autograd and counters of operations must know of the operators."""
+    ops = torch.ops.fff
     torch.library.register_fake("fff::cpu_infer", _infer_shapes)
     torch.library.register_fake("fff::cpu_leaf_infer", _leaf_infer_shapes)
     torch.library.register_fake("fff::cpu_forward", _forward_shapes)
-    torch.library.register_fake("fff::cpu_backward", _backward_shapes)
-    register_backward("fff::cpu_forward", torch.ops.fff.cpu_backward.default)
+    torch.library.register_fake("fff::cpu_backward", lambda *given: PathGradients(*given).empty())
+    register_backward("fff::cpu_forward", ops.cpu_backward.default)
+    register_flops(ops.cpu_infer, ops.cpu_forward, ops.cpu_backward)
+    register_leaf_flops(ops.cpu_leaf_infer)
 
 
 def _infer_shapes(x: Tensor, w_in: Tensor, b_in: Tensor | None, w_out: Tensor, activation: int) -> Tensor:
@@ -121,35 +130,9 @@ def _leaf_infer_shapes(x: Tensor, w_node, b_node, w_in, b_in, w_out: Tensor, b_o
     return x.new_empty(*x.shape[:-1], w_out.shape[-1])
 
 
-def _forward_shapes(
-    x: Tensor,
-    w_in: Tensor,
-    b_in: Tensor | None,
-    w_out: Tensor,
-    activation: int,
-    flips: Tensor | None,
-    temperature: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    tokens, trees = x.shape[0], w_in.shape[0]
+def _forward_shapes(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
+    operands = PathOperands(*given)
+    x, (tokens, trees, length) = operands.x, operands.shape
     leaf = x.new_empty(tokens, trees, dtype=torch.int32)
-    scores = x.new_empty(tokens, trees, path_length(depth_of(w_in.shape[1])), dtype=torch.float32)
-    return x.new_empty(tokens, w_out.shape[-1]), leaf, scores
-
-
-def _backward_shapes(
-    grad: Tensor,
-    grad_of_scores: Tensor | None,
-    x: Tensor,
-    w_in: Tensor,
-    w_out: Tensor,
-    leaf: Tensor,
-    scores: Tensor,
-    temperature: Tensor | None,
-    activation: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return (
-        x.new_empty(x.shape),
-        w_in.new_empty(w_in.shape),
-        w_in.new_empty(w_in.shape[:2]),
-        w_out.new_empty(w_out.shape),
-    )
+    scores = x.new_empty(tokens, trees, length, dtype=torch.float32)
+    return x.new_empty(tokens, operands.w_out.shape[-1]), leaf, scores

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fff.activations import activation_named
 from fff.decisions import straight_through_gradient
+from fff.kernels.operands import PathGradients, PathOperands
 from fff.kernels.triton import kernels
 from fff.topology import depth_of, path_length
 
@@ -82,36 +83,26 @@ def bands_of(depth: int, most: int) -> list[Band]:
     return [Band(a, b - a) for a, b in pairwise(cuts)]
 
 
-def forward(
-    x: Tensor, w_in: Tensor, b_in: Tensor | None, w_out: Tensor, activation: str, flips: Tensor | None, save: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+def forward(operands: PathOperands, *, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     """y (N, K), leaves (N, T) int32 in heap order, scores (N, T, L) float32; only the first is sure without `save`.
 
-    flips (N, T, D) uint8 or None; the other operands as `fff.reference.path_fff`, checked, of any strides.
+    The operands are checked, of any strides.
     """
-    x, w_in, w_out = x.contiguous(), w_in.contiguous(), w_out.contiguous()
-    b_in, flips = (t if t is None else t.contiguous() for t in (b_in, flips))
+    operands = PathOperands._make(t.contiguous() if isinstance(t, Tensor) else t for t in operands)
+    if operands.flips is not None:
+        operands = operands._replace(flips=operands.flips.view(torch.uint8))
+    x, w_in, b_in, w_out, activation, flips, _ = operands
     if x.shape[0] == 0 or not _grouping_pays(x, w_in, w_out):
-        return _walk_each(x, w_in, b_in, w_out, activation, flips, save)
+        return _walk_each(operands, save)
     scores, leaf, order = _walk_bands(x, w_in, b_in, flips)
     active = activation_named(activation).forward(scores)
     return _weighted_rows(active, w_out, leaf, order), leaf, scores
 
 
-def backward(
-    grad: Tensor,
-    grad_of_scores: Tensor | None,
-    x: Tensor,
-    w_in: Tensor,
-    w_out: Tensor,
-    leaf: Tensor,
-    scores: Tensor,
-    temperature: Tensor | None,
-    activation: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def backward(given: PathGradients) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x (N, H), w_in (T, M, H), b_in (T, M), w_out (T, M, K)."""
-    grad, x, w_in, w_out = grad.contiguous(), x.contiguous(), w_in.contiguous(), w_out.contiguous()
-    leaf, scores = leaf.contiguous(), scores.contiguous()
+    given = PathGradients._make(t.contiguous() if isinstance(t, Tensor) else t for t in given)
+    grad, grad_of_scores, x, w_in, w_out, leaf, scores, temperature, activation = given
     if x.shape[0] == 0:
         zeros = torch.zeros_like
         return zeros(x), zeros(w_in), w_in.new_zeros(w_in.shape[:2]), zeros(w_out)
@@ -119,12 +110,11 @@ def backward(
     bands = bands_of(depth, blocks_for(x.dtype).levels)
     above = bands[-1].level
     order = _order(bands[-1], (((leaf + 1) >> (depth - above)) - 2**above).t().contiguous())
-    act = activation_named(activation)
+    act = activation_named(str(activation))
     active, dots = act.forward(scores), _path_dots(grad, w_out, leaf, order)
     grad_scores = act.backward(dots, scores)
     if temperature is not None and depth:
-        nodes = ((leaf.unsqueeze(-1) + 1) >> torch.arange(depth, -1, -1, device=leaf.device)) - 1
-        grad_scores[..., :-1] += straight_through_gradient(nodes, scores, active * dots, temperature)
+        grad_scores[..., :-1] += straight_through_gradient(given.nodes, scores, active * dots, temperature)
     if grad_of_scores is not None:
         grad_scores += grad_of_scores
     grad_x = _weighted_rows(grad_scores, w_in, leaf, order)
@@ -143,9 +133,8 @@ def _grouping_pays(x: Tensor, w_in: Tensor, w_out: Tensor) -> bool:
     return widest > WALK_WIDEST or visited * row_bytes > GROUPED_FROM_BYTES
 
 
-def _walk_each(
-    x: Tensor, w_in: Tensor, b_in: Tensor | None, w_out: Tensor, activation: str, flips: Tensor | None, save: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+def _walk_each(operands: PathOperands, save: bool) -> tuple[Tensor, Tensor, Tensor]:
+    x, w_in, b_in, w_out, activation, flips, _ = operands
     (tokens, width), (trees, node_count, width_out) = x.shape, w_out.shape
     depth = depth_of(node_count)
     leaf = torch.empty((tokens, trees) if save else 0, dtype=torch.int32, device=x.device)

@@ -24,14 +24,27 @@ import importlib.util
 import os
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fff.activations import activation_named
-from fff.kernels.autograd import register_backward
+from fff.kernels.autograd import differentiable, register_backward
+from fff.kernels.flops import register_flops
+from fff.kernels.masked import masked
+from fff.kernels.operands import (
+    BACKWARD_SCHEMA,
+    FORWARD_SCHEMA,
+    INFER_SCHEMA,
+    PathGradients,
+    PathOperands,
+    check_backward,
+    check_forward,
+    check_places,
+    path_to,
+)
 from fff.reference import PathResult
-from fff.topology import depth_of, path_length
+from fff.topology import depth_of
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 DEEPEST = 15
@@ -83,38 +96,23 @@ def _cannot_interpret() -> str | None:
     return None
 
 
-def triton(
-    x: Tensor,
-    w_in: Tensor,
-    b_in: Tensor | None,
-    w_out: Tensor,
-    activation: str,
-    flips: Tensor | None = None,
-    temperature: Tensor | None = None,
-) -> PathResult:
-    """PathFFF by path nodes only: x (N, H) -> y (N, K), float32 scores; arguments as `fff.reference.path_fff`.
+@differentiable(masked)
+def triton(operands: PathOperands) -> PathResult:
+    """PathFFF by path nodes only: x (N, H) -> y (N, K), float32 scores.
 
     Raises:
         ValueError: tensors of another dtype, device or size than x, or a tree deeper than 15.
     """
-    y, leaf, scores = _forward(x, w_in, b_in, w_out, activation, flips, temperature)
-    levels = torch.arange(scores.shape[-1] - 1, -1, -1, device=leaf.device)
-    return PathResult(y, ((leaf.long().unsqueeze(-1) + 1) >> levels) - 1, scores)
+    y, leaf, scores = _forward(*operands)
+    return PathResult(y, path_to(leaf, scores.shape[-1]), scores)
 
 
-def output(
-    x: Tensor,
-    w_in: Tensor,
-    b_in: Tensor | None,
-    w_out: Tensor,
-    activation: str,
-    flips: Tensor | None = None,
-    temperature: Tensor | None = None,
-) -> Tensor:
-    """y (N, K) alone; arguments as `triton`."""
-    if flips is None and not torch.is_grad_enabled():
-        return _infer(x, w_in, b_in, w_out, activation)
-    return _forward(x, w_in, b_in, w_out, activation, flips, temperature)[0]
+@differentiable(lambda operands: masked(operands).y)
+def output(operands: PathOperands) -> Tensor:
+    """y (N, K) alone; otherwise as `triton`."""
+    if operands.flips is None and not torch.is_grad_enabled():
+        return _infer(*operands[:5])
+    return _forward(*operands)[0]
 
 
 def shortcut(activation: str) -> Callable[[Tensor, Mapping[str, Tensor | None]], Tensor | None]:
@@ -131,132 +129,93 @@ def shortcut(activation: str) -> Callable[[Tensor, Mapping[str, Tensor | None]],
         if torch.is_autocast_enabled(x.device.type):
             return None
         flat = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
-        y = _infer(flat, w_in, parameters["b_in"], w_out, activation)
+        y: Tensor = output(PathOperands(flat, w_in, parameters["b_in"], w_out, activation))
         return y if x.dim() == 2 else y.view(*x.shape[:-1], w_out.shape[-1])
 
     return infer
 
 
-@torch.library.custom_op("fff::triton_infer", mutates_args=())
-def _infer(x: Tensor, w_in: Tensor, b_in: Tensor | None, w_out: Tensor, activation: str) -> Tensor:
+@torch.library.custom_op("fff::triton_infer", mutates_args=(), schema=INFER_SCHEMA)
+def _infer(*given: Any) -> Tensor:
     """Y (N, K), without a record for gradients."""
-    _check(x, w_in, b_in, w_out, activation, None)
-    _check_here(x)
+    operands = PathOperands(*given)
+    _check(operands)
+    _check_here(operands.x)
     from fff.kernels.triton import host as triton_host
 
-    with torch.cuda.device_of(x):
-        return triton_host.forward(x, w_in, b_in, w_out, activation, None, save=False)[0]
+    with torch.cuda.device_of(operands.x):
+        return triton_host.forward(operands, save=False)[0]
 
 
 @_infer.register_fake
-def _(x: Tensor, w_in: Tensor, b_in: Tensor | None, w_out: Tensor, activation: str) -> Tensor:
-    _check(x, w_in, b_in, w_out, activation, None)
-    return x.new_empty(x.shape[0], w_out.shape[-1])
+def _(*given: Any) -> Tensor:
+    operands = PathOperands(*given)
+    _check(operands)
+    return operands.x.new_empty(operands.x.shape[0], operands.w_out.shape[-1])
 
 
-@torch.library.custom_op("fff::triton_forward", mutates_args=())
-def _forward(
-    x: Tensor,
-    w_in: Tensor,
-    b_in: Tensor | None,
-    w_out: Tensor,
-    activation: str,
-    flips: Tensor | None,
-    temperature: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
+@torch.library.custom_op("fff::triton_forward", mutates_args=(), schema=FORWARD_SCHEMA)
+def _forward(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
     """-> y (N, K), leaves in heap order (N, T) int32, scores (N, T, L) float32."""
-    _check(x, w_in, b_in, w_out, activation, flips)
-    _check_here(x)
+    operands = PathOperands(*given)
+    _check(operands)
+    _check_here(operands.x)
     from fff.kernels.triton import host as triton_host
 
-    bits = None if flips is None else flips.contiguous().view(torch.uint8)
-    with torch.cuda.device_of(x):
-        return triton_host.forward(x, w_in, b_in, w_out, activation, bits, save=True)
+    with torch.cuda.device_of(operands.x):
+        return triton_host.forward(operands, save=True)
 
 
 @_forward.register_fake
-def _(
-    x: Tensor,
-    w_in: Tensor,
-    b_in: Tensor | None,
-    w_out: Tensor,
-    activation: str,
-    flips: Tensor | None,
-    temperature: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    _check(x, w_in, b_in, w_out, activation, flips)
-    shape = (x.shape[0], w_in.shape[0], path_length(depth_of(w_in.shape[1])))
+def _(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
+    operands = PathOperands(*given)
+    _check(operands)
+    x, shape = operands.x, operands.shape
     leaf = x.new_empty(shape[:2], dtype=torch.int32)
-    return x.new_empty(x.shape[0], w_out.shape[-1]), leaf, x.new_empty(shape, dtype=torch.float32)
+    return x.new_empty(x.shape[0], operands.w_out.shape[-1]), leaf, x.new_empty(shape, dtype=torch.float32)
 
 
-@torch.library.custom_op("fff::triton_backward", mutates_args=())
-def _backward(
-    grad: Tensor,
-    grad_of_scores: Tensor | None,
-    x: Tensor,
-    w_in: Tensor,
-    w_out: Tensor,
-    leaf: Tensor,
-    scores: Tensor,
-    temperature: Tensor | None,
-    activation: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+@torch.library.custom_op("fff::triton_backward", mutates_args=(), schema=BACKWARD_SCHEMA)
+def _backward(*given: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """-> gradients of x (N, H), w_in (T, M, H), b_in (T, M), w_out (T, M, K)."""
+    gradients = PathGradients(*given)
+    _check_gradients(gradients)
+    check_places(gradients, leaves=True)
+    _check_here(gradients.x)
     from fff.kernels.triton import host as triton_host
 
-    with torch.cuda.device_of(x):
-        return triton_host.backward(grad, grad_of_scores, x, w_in, w_out, leaf, scores, temperature, activation)
+    with torch.cuda.device_of(gradients.x):
+        return triton_host.backward(gradients)
 
 
 @_backward.register_fake
-def _(
-    grad: Tensor,
-    grad_of_scores: Tensor | None,
-    x: Tensor,
-    w_in: Tensor,
-    w_out: Tensor,
-    leaf: Tensor,
-    scores: Tensor,
-    temperature: Tensor | None,
-    activation: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return (
-        x.new_empty(x.shape),
-        w_in.new_empty(w_in.shape),
-        w_in.new_empty(w_in.shape[:2]),
-        w_out.new_empty(w_out.shape),
-    )
+def _(*given: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    gradients = PathGradients(*given)
+    _check_gradients(gradients)
+    return gradients.empty()
 
 
 register_backward("fff::triton_forward", _backward)
+register_flops(torch.ops.fff.triton_infer, torch.ops.fff.triton_forward, torch.ops.fff.triton_backward)
 
 
-def _check(x: Tensor, w_in: Tensor, b_in: Tensor | None, w_out: Tensor, activation: str, flips: Tensor | None) -> None:
-    """Refuse what the kernels would read wrongly; by what tracing knows too."""
-    activation_named(activation)
-    if x.dtype not in DTYPES:
-        raise ValueError(f"provider 'triton' takes float32, bfloat16 and float16, and x is {x.dtype}")
-    for name, tensor in (("w_in", w_in), ("b_in", b_in), ("w_out", w_out), ("flips", flips)):
-        if tensor is not None and tensor.device != x.device:
-            raise ValueError(f"{name} is on {tensor.device}, but x is on {x.device}; move one of them")
-        if tensor is not None and tensor is not flips and tensor.dtype != x.dtype:
-            raise ValueError(f"{name} is {tensor.dtype}, but x is {x.dtype}; convert one of them")
-    if x.dim() != 2 or w_in.dim() != 3 or x.shape[1] != w_in.shape[2]:
-        raise ValueError(f"x must be (N, H) and w_in (T, M, H), got {tuple(x.shape)} and {tuple(w_in.shape)}")
-    trees, node_count, _ = w_in.shape
-    depth = depth_of(node_count)
+def _check(operands: PathOperands) -> None:
+    check_forward(operands, "triton", DTYPES)
+    _check_size(operands.w_in)
+
+
+def _check_gradients(gradients: PathGradients) -> None:
+    check_backward(gradients, "triton", DTYPES)
+    _check_size(gradients.w_in)
+
+
+def _check_size(w_in: Tensor) -> None:
+    trees, depth = w_in.shape[0], depth_of(w_in.shape[1])
     if depth > DEEPEST or trees > MOST_TREES:
         raise ValueError(
             f"provider 'triton' takes up to {MOST_TREES} trees of depth up to {DEEPEST}, and w_in has {trees} of depth "
             f"{depth}; take provider 'gather'"
         )
-    if w_out.dim() != 3 or w_out.shape[:2] != w_in.shape[:2]:
-        raise ValueError(f"w_out must be ({trees}, {node_count}, K), got {tuple(w_out.shape)}")
-    if b_in is not None and b_in.shape != w_in.shape[:2]:
-        raise ValueError(f"b_in must be ({trees}, {node_count}), got {tuple(b_in.shape)}")
-    if flips is not None and (flips.shape != (x.shape[0], trees, depth) or flips.dtype != torch.bool):
-        raise ValueError(f"flips must be bool (N, {trees}, {depth}), got {flips.dtype} {tuple(flips.shape)}")
 
 
 def _check_here(x: Tensor) -> None:

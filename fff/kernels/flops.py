@@ -1,0 +1,69 @@
+"""Floating-point operations of our operators, for torch.utils.flop_counter. Not of the layers (their settings).
+
+Products alone are counted, a sum and a multiplication as two, as torch counts its own: of the nodes on the paths, and
+of a token's own leaf network. A provider that computes more, as `gather` does at the top levels, is not credited.
+"""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+from fff.topology import depth_of, path_length
+
+COUNTER = "torch.utils.flop_counter"  # imports Triton, which a user of the layers need not have
+_formulas: dict[Any, Callable[..., int]] = {}
+_registered: set[Any] = set()
+
+
+def let_count() -> None:
+    """Make our operators known to torch's counter, where somebody has imported it; to one that is counting now, too."""
+    if COUNTER not in sys.modules:
+        return
+    counter = sys.modules[COUNTER]
+    for operator in _formulas.keys() - _registered:
+        counter.register_flop_formula(operator)(_formulas[operator])
+        _registered.add(operator)
+    for mode in _get_current_dispatch_mode_stack():
+        counting = getattr(mode, "counter", None)
+        if isinstance(counting, counter.FlopCounterMode):
+            for operator in _formulas:
+                counting.flop_registry.setdefault(operator, counter.flop_registry[operator])
+
+
+def register_flops(*operators: Any) -> None:
+    """Count PathFFF's operators; the ones named `*_backward` take PathGradients' fields, the others PathOperands'."""
+    for operator in operators:
+        _formulas[operator] = _path_backward if str(operator).endswith("_backward") else _path_forward
+    let_count()
+
+
+def register_leaf_flops(*operators: Any) -> None:
+    """Count LeafFFF's operators: (x, w_node, b_node, w_in, b_in, w_out, b_out, activation)."""
+    for operator in operators:
+        _formulas[operator] = _leaf_forward
+    let_count()
+
+
+def _path_forward(x: Any, w_in: Any, b_in: Any, w_out: Any, *_: Any, **__: Any) -> int:
+    """A row in and a row out per token and path node; shapes."""
+    return 2 * _rows(x) * w_in[0] * path_length(depth_of(w_in[1])) * (w_in[2] + w_out[2])
+
+
+def _path_backward(grad: Any, _: Any, x: Any, w_in: Any, w_out: Any, *__: Any, **___: Any) -> int:
+    """Twice the forward: for each row, its own gradient and that of what it was multiplied with."""
+    return 2 * _path_forward(x, w_in, None, w_out)
+
+
+def _leaf_forward(x: Any, w_node: Any, b_node: Any, w_in: Any, b_in: Any, w_out: Any, *_: Any, **__: Any) -> int:
+    """A row per decision, then the leaf's two layers."""
+    depth = depth_of(w_node[0]) + 1
+    return 2 * _rows(x) * (depth * w_in[2] + w_in[1] * (w_in[2] + w_out[2]))
+
+
+def _rows(x: Any) -> int:
+    count = 1
+    for size in x[:-1]:
+        count *= size
+    return count

@@ -1,0 +1,122 @@
+"""The providers of each operation with what is known of them: one entry each. Not how one is chosen (choice.py).
+
+When a conditional provider pays is a matter of M / L, the nodes in a tree against the nodes on a path: only where that
+is well above 1 does its walk, which runs at a lower rate, win against one product with all nodes. Time of provider
+masked divided by that of gather, on a CPU (one thread, about 4095 neurons, width 768, 2048 tokens): depth 0 0.5,
+depth 2 0.9, depth 3 1.1 to 1.3, depth 4 1.3, depth 5 2.0, depth 6 3.3, depth 11 18 in training and 38 in inference. Of
+masked divided by cpu: see docs/kernels.md.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fff.kernels import gather, leaves
+from fff.kernels.cpu import operators as cpu
+from fff.kernels.masked import masked
+from fff.kernels.operands import PathOperands
+from fff.kernels.triton import operators as triton
+from fff.reference import PathResult, path_fff
+
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+Shortcut = Callable[[Tensor, Mapping[str, Tensor | None]], Tensor | None]
+
+
+def takes_floats(device: torch.device, dtype: torch.dtype) -> str | None:
+    """None, or why plain torch cannot."""
+    return None if dtype in FLOATS else f"dtype {dtype} is not supported (float64, float32, bfloat16 and float16 are)"
+
+
+@dataclass(frozen=True)
+class Provider:
+    """Who computes an operation, and what is known of that.
+
+    Attributes:
+        execution: "masked" (all nodes, off-path ones zeroed) or "conditional" (path nodes alone).
+        function: the operation's operands -> y, nodes and scores (`fff.reference.PathResult`).
+        available: (device, dtype) -> None, or the reason why this machine cannot.
+        output: the operands -> y alone, where that is faster than the whole result.
+        walk: the operands -> nodes and scores alone, those of `output`, where that is less than the whole result.
+        shortcut: activation -> a function (x (..., H), parameters by name) -> y (..., K), or None for a call that it
+            does not take. It must see by itself what it cannot do: a mode of torch's, autocast, gradients, another
+            device or dtype, parameters that are missing; forward-mode derivatives its caller sees.
+        rank: its place where "auto" looks for the fastest; None where "auto" never takes it.
+        devices: kinds of devices that "auto" considers it for; None for all.
+        dtypes: what it takes where it is available.
+        deepest: depth of the deepest trees that it takes; None for any.
+        pays_from: M / L from which it is faster than masked, by kind of device.
+        pays_from_other: the same for other kinds of devices.
+    """
+
+    name: str
+    execution: str
+    function: Callable[[Any], PathResult]
+    available: Callable[[torch.device, torch.dtype], str | None] = takes_floats
+    output: Callable[[Any], Tensor] | None = None
+    walk: Callable[[Any], tuple[Tensor, Tensor]] | None = None
+    shortcut: Callable[[str], Shortcut] | None = None
+    rank: int | None = None
+    devices: tuple[str, ...] | None = None
+    dtypes: tuple[torch.dtype, ...] = FLOATS
+    deepest: int | None = None
+    pays_from: Mapping[str, float] = field(default_factory=dict)
+    pays_from_other: float = gather.PAYS_FROM_OTHER
+
+    def paths(self, operands: Any) -> tuple[Tensor, Tensor]:
+        """Nodes and scores, as this provider computes them."""
+        return self.walk(operands) if self.walk else self.function(operands)[1:]
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What a kind of layer computes, by provider."""
+
+    layer: str
+    providers: dict[str, Provider]
+
+
+def _by_name(*providers: Provider) -> dict[str, Provider]:
+    return {provider.name: provider for provider in providers}
+
+
+def _definition(operands: PathOperands) -> PathResult:
+    return path_fff(*operands)
+
+
+PATH = Operation(
+    "PathFFF",
+    _by_name(
+        Provider("reference", "conditional", _definition),
+        Provider("masked", "masked", masked),
+        Provider(
+            "gather", "conditional", gather.gather, walk=gather.visit, rank=3, dtypes=gather.DTYPES,
+            pays_from=gather.PAYS_FROM,
+        ),
+        Provider(
+            "cpu", "conditional", cpu.cpu, cpu.available, cpu.output, shortcut=cpu.shortcut, rank=1,
+            devices=("cpu", "meta"), dtypes=cpu.DTYPES, pays_from={"cpu": 2.3},  # depth 2
+        ),
+        Provider(
+            "triton", "conditional", triton.triton, triton.available, triton.output, shortcut=triton.shortcut, rank=2,
+            devices=("cuda",),  # on the CPU it is Triton's interpreter
+            dtypes=triton.DTYPES, deepest=triton.DEEPEST, pays_from={"cuda": 50.0},  # depth 9; not measured
+        ),
+    ),
+)  # fmt: skip
+# Here masked costs all leaves, so "auto" never takes it, and the others pay at every depth.
+LEAF = Operation(
+    "LeafFFF",
+    _by_name(
+        Provider("masked", "masked", leaves.all_leaves),
+        Provider("gather", "conditional", leaves.own_leaf, walk=leaves.own_walk, rank=2, pays_from_other=0.0),
+        Provider(
+            "cpu", "conditional", leaves.own_leaf, cpu.available, cpu.leaf_output, cpu.leaf_walk, rank=1,
+            devices=("cpu",), dtypes=cpu.DTYPES, pays_from_other=0.0,
+        ),
+    ),
+)  # fmt: skip
+PROVIDERS = PATH.providers
+OPERATIONS = {operation.layer: operation for operation in (PATH, LEAF)}
