@@ -7,11 +7,12 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
 import torch
+from torch import nn
 
 from cramming.errors import UserError
 from cramming.files import checked_name, read_json, remove_leftovers, short_hash, write_json
@@ -67,13 +68,7 @@ def write_record(
     Raises:
         UserError: the name cannot name a file, or a record that is there is damaged.
     """
-    extra = dict(extra or {})
-    odd = [f"{key} is {value}" for key, value in metrics.items() if not math.isfinite(value)]
-    if odd and status == "finished":
-        status = "diverged"
-        extra.setdefault("error", ", ".join(odd))
-    if "error" in extra:
-        extra["error"] = without_folders(extra["error"])
+    status, extra = settled(status, metrics, extra or {})
     record = {
         "schema_version": SCHEMA_VERSION,
         "kind": kind,
@@ -98,6 +93,29 @@ def write_record(
     write_json(record_file(results_dir, record["name"]), record)
     remove_leftovers(results_dir / "runs")
     return record
+
+
+def settled(status: str, metrics: Mapping[str, float], extra: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Status and further fields as they may be recorded: diverged where a number is none, no folders in an error."""
+    extra = dict(extra)
+    odd = [f"{key} is {value}" for key, value in metrics.items() if not math.isfinite(value)]
+    if odd and status == "finished":
+        status = "diverged"
+        extra.setdefault("error", ", ".join(odd))
+    if "error" in extra:
+        extra["error"] = without_folders(extra["error"])
+    return status, extra
+
+
+def computed_by(model: nn.Module) -> frozenset[str]:
+    """Names of the providers that a model's layers have computed with (see fff.kernels); of those that can tell."""
+    found = (getattr(layer, "computed_by", ()) for layer in model.modules())
+    return frozenset(name for names in found for name in names)
+
+
+def in_one_word(providers: Iterable[str]) -> str | None:
+    """Providers as `write_record` takes them; None where no layer asked one."""
+    return " + ".join(sorted(providers)) or None
 
 
 def in_words(value: Any) -> Any:

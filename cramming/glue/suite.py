@@ -29,7 +29,7 @@ from cramming.glue.summary import line_of
 from cramming.glue.tasks import Task, chosen_tasks
 from cramming.model.saved import Pretrained, first_line, load_tokenizer
 from cramming.parallel.world import World
-from cramming.record import Record, recognised
+from cramming.record import Record, computed_by, in_one_word, recognised
 from cramming.runs import RecordedRun
 
 
@@ -53,12 +53,13 @@ class Suite:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: "finished" with metrics and the model, "diverged" or "failed" with an error."""
+    """How a run ended: "finished" with metrics and the model, "diverged" or "failed" with an error; and who computed."""
 
     status: str
     metrics: dict[str, float]
     error: str = ""
     model: PreTrainedModel | None = None
+    provider: str | None = None
 
 
 def run_suite(suite: Suite, world: World | None = None) -> list[Record]:
@@ -123,7 +124,7 @@ def run_task(
         if record is None or (folder and not folder.exists()):
             encoded = encoded or encode_task(suite.config, data, tokenizer, warmup)
             outcome = run_seed(suite, world, encoded, seed)
-            record = record or run.save(outcome.status, samples_of(data), outcome.metrics, outcome.error)
+            record = record or save(run, outcome, samples_of(data))
             if folder and outcome.model is not None:
                 write_classifier(outcome.model, tokenizer, data.task, folder)
             elif folder:
@@ -164,6 +165,11 @@ def recorded_run(
     )
 
 
+def save(run: RecordedRun, outcome: Outcome, samples: dict[str, int]) -> Record:
+    """The record of how it ended."""
+    return run.save(outcome.status, samples, outcome.metrics, outcome.error, provider=outcome.provider)
+
+
 def samples_of(data: TaskData) -> dict[str, int]:
     """Counts of examples, and of rows that were skipped."""
     samples = {"train": len(data.train), **{name: len(split) for name, split in data.dev.items()}}
@@ -175,6 +181,11 @@ def run_seed(suite: Suite, world: World, encoded: EncodedTask, seed: int) -> Out
     config = suite.config
     made: list[PreTrainedModel] = []
 
+    def ended(status: str, metrics: dict[str, float], error: str = "") -> Outcome:
+        model = made[-1] if made else None
+        provider = None if model is None else in_one_word(computed_by(model))
+        return Outcome(status, metrics, error, model if status == "finished" else None, provider)
+
     def make_model() -> PreTrainedModel:
         made.append(load_classifier(suite.pretrained, encoded.task, config.dropout))
         return made[-1]
@@ -182,9 +193,9 @@ def run_seed(suite: Suite, world: World, encoded: EncodedTask, seed: int) -> Out
     try:
         metrics = finetune(config, world, encoded, make_model, seed, suite.log)
     except Diverged as error:
-        return Outcome("diverged", {}, str(error))
+        return ended("diverged", {}, str(error))
     except (UserError, OSError):
         raise
     except Exception as error:  # one task's bug or lack of memory must not cost the others their results
-        return Outcome("failed", {}, first_line(error))
-    return Outcome("finished", metrics, model=made[-1] if made else None)
+        return ended("failed", {}, first_line(error))
+    return ended("finished", metrics)

@@ -11,8 +11,8 @@ from cramming.files import check_writable, short_hash
 from cramming.images.config import ImagesConfig, Row
 from cramming.images.data import ImageData, load_images
 from cramming.images.root import ImagesRoot
-from cramming.images.train import build_row, train_row
-from cramming.record import Record
+from cramming.images.train import fresh_row, train_row
+from cramming.record import Record, computed_by, in_one_word
 from cramming.runs import RecordedRun
 
 
@@ -72,10 +72,11 @@ def recorded_run(
 
 def train_and_save(run: RecordedRun, config: ImagesConfig, row: Row, data: ImageData) -> Record:
     """Train one row and write its record."""
-    metrics = train_row(config, row, data, run.seed)
+    layer = fresh_row(config, row, data, run.seed)
     samples = {"train": len(data.train), "valid": len(data.valid), "test": len(data.test)}
-    layer = build_row(config, row, data.pixels, data.classes)
     samples["parameters"] = sum(parameter.numel() for parameter in layer.parameters())
+    metrics = train_row(config, row, data, layer)
+    provider = in_one_word(computed_by(layer))
     if metrics is None:
-        return run.save("diverged", samples, {}, "the loss is not finite")
-    return run.save("finished", samples, metrics)
+        return run.save("diverged", samples, {}, "the loss is not finite", provider=provider)
+    return run.save("finished", samples, metrics, provider=provider)

@@ -28,8 +28,14 @@ def build_row(config: ImagesConfig, row: Row, pixels: int, classes: int) -> Leaf
     return layer
 
 
-def train_row(config: ImagesConfig, row: Row, data: ImageData, seed: int) -> dict[str, float] | None:
-    """Train one network and measure it; None if its loss is not finite.
+def fresh_row(config: ImagesConfig, row: Row, data: ImageData, seed: int) -> LeafFFF:
+    """The untrained network on the images' device; it and all randomness of its training follow from the seed."""
+    torch.manual_seed(seed)
+    return build_row(config, row, data.pixels, data.classes).to(data.train.x.device)
+
+
+def train_row(config: ImagesConfig, row: Row, data: ImageData, layer: LeafFFF) -> dict[str, float] | None:
+    """Train one network that is fresh, and measure it; None if its loss is not finite.
 
     Returns:
         memorisation: accuracy on the training images after the last epoch; generalisation: accuracy on the test images
@@ -37,15 +43,12 @@ def train_row(config: ImagesConfig, row: Row, data: ImageData, seed: int) -> dic
         train_loss (nats, of the last batch); usage_entropy (bits) and dead_leaves on the training images. Every
         accuracy is of the hard form, in [0, 1].
     """
-    device = data.train.x.device
-    torch.manual_seed(seed)
-    layer = build_row(config, row, data.pixels, data.classes).to(device)
     optimiser = torch.optim.SGD(layer.parameters(), lr=config.lr)
     found = {"valid_accuracy": -1.0}
     loss = torch.tensor(math.nan)
     for epoch in range(1, config.epochs + 1):
         layer.train()
-        for chosen in torch.randperm(len(data.train)).to(device).split(config.batch):
+        for chosen in torch.randperm(len(data.train)).to(data.train.x.device).split(config.batch):
             loss = row_loss(config, row, layer, data.train.x[chosen], data.train.y[chosen])
             optimiser.zero_grad()
             loss.backward()

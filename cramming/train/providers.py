@@ -3,8 +3,7 @@
 import warnings
 from typing import Any
 
-from torch import nn
-
+from cramming.record import computed_by, in_one_word
 from cramming.train.loop import Hook, Step, Trainer
 
 
@@ -24,7 +23,7 @@ class Providers(Hook):
     @property
     def names(self) -> str | None:
         """All of them for a record; None where no layer asked one."""
-        return " + ".join(sorted(self.before | self.now)) or None
+        return in_one_word(self.before | self.now)
 
     def state(self) -> dict[str, Any]:
         """Their names."""
@@ -38,7 +37,7 @@ class Providers(Hook):
         """Look, where the history has a row anyway or a checkpoint will be."""
         if self.now and not (step.due or trainer.stop_reason is not None):
             return
-        self.now = computing(trainer.parts.model)
+        self.now = computed_by(trainer.parts.model)
         if self.before and (other := self.now - self.before) and not self.told:
             self.told = True
             warnings.warn(
@@ -46,9 +45,3 @@ class Providers(Hook):
                 f"{', '.join(sorted(other))}: results agree, but not to the last bit. ffn.provider asks for one.",
                 stacklevel=2,
             )
-
-
-def computing(model: nn.Module) -> frozenset[str]:
-    """Names of the providers that a model's layers have computed with."""
-    found = (getattr(layer, "computed_by", ()) for layer in model.modules())
-    return frozenset(name for names in found for name in names)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
-from cramming.errors import UserError
+from cramming.errors import Diverged, UserError
 from cramming.files import read_json, write_json
 from cramming.glue import suite as suite_module
 from cramming.glue.classifier import singles_as_pairs
@@ -55,6 +55,20 @@ def test_a_finished_record_stays_when_the_examples_change(suite: Suite, tmp_path
     rows(tmp_path, 96, 1)
     assert run_suite(suite) == [first]
     assert len(list(path.parent.iterdir())) == 2
+
+
+def test_a_record_says_who_computed(suite: Suite, monkeypatch) -> None:
+    (finished,) = run_suite(suite)
+    assert finished["provider"] in {"masked", "gather", "cpu", "triton"}
+    real = suite_module.finetune
+
+    def diverge(config, world, encoded, make_model, seed, log) -> None:
+        real(config, world, encoded, make_model, seed, log)
+        raise Diverged("the training loss is nan at step 3")
+
+    monkeypatch.setattr(suite_module, "finetune", diverge)
+    (diverged,) = run_suite(replace(suite, config=replace(suite.config, seeds=[1])))
+    assert (diverged["status"], diverged["provider"]) == ("diverged", finished["provider"])
 
 
 def test_a_failing_run_overwrites_no_finished_one(suite: Suite, tmp_path: Path, monkeypatch) -> None:

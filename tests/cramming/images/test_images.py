@@ -16,8 +16,9 @@ from cramming.images.config import VARIANTS, ImagesConfig, Row
 from cramming.images.data import load_images
 from cramming.images.root import ImagesRoot
 from cramming.images.suite import run_images, run_name
-from cramming.images.train import build_row, row_loss, train_row
+from cramming.images.train import build_row, fresh_row, row_loss, train_row
 from cramming.report.tables import build_tables, read_paper
+from fff import LeafFFF
 from tests.helpers.composed import composed, options
 
 PAPER = read_paper(Path(__file__).resolve().parents[3] / "results" / "paper.yaml")
@@ -76,13 +77,13 @@ def test_digits_are_split_the_same_way_each_time_and_evenly() -> None:
 def test_training_is_repeatable_and_learns() -> None:
     config, row = replace(TINY, epochs=30), Row(16, 8, "hardened")
     data = load_images(config)
-    first = train_row(config, row, data, 0)
-    assert first == train_row(config, row, data, 0)
+    first = train_row(config, row, data, fresh_row(config, row, data, 0))
+    assert first == train_row(config, row, data, fresh_row(config, row, data, 0))
     assert first["memorisation"] > 0.9
     assert first["generalisation"] > 0.85
     assert 1 <= first["best_epoch"] <= 30
     assert first["dead_leaves"] in (0, 1)
-    assert train_row(replace(config, lr=1e9), row, data, 0) is None
+    assert train_row(replace(config, lr=1e9), row, data, fresh_row(config, row, data, 0)) is None
 
 
 def test_variants_are_what_they_say() -> None:
@@ -123,6 +124,16 @@ def test_a_tiny_run_leaves_records_and_skips_them_next_time(tmp_path: Path, monk
     monkeypatch.setattr("cramming.images.suite.train_row", lambda *_: None)
     again = next(r for r in run_images(root) if r["name"] == name)
     assert (again["status"], again["metrics"], again["error"]) == ("diverged", {}, "the loss is not finite")
+
+
+@pytest.mark.parametrize("diverged", [False, True])
+def test_a_record_says_who_computed_where_the_layer_can_tell(tmp_path: Path, monkeypatch, diverged: bool) -> None:
+    monkeypatch.setattr(LeafFFF, "computed_by", frozenset({"gather", "cpu"}), raising=False)
+    if diverged:
+        monkeypatch.setattr("cramming.images.suite.train_row", lambda *_: None)
+    root = ImagesRoot(results_dir=str(tmp_path), images=replace(TINY, variants=[], controls=False, seeds=[0]))
+    (record,) = run_images(root)
+    assert (record["status"], record["provider"]) == ("diverged" if diverged else "finished", "cpu + gather")
 
 
 def test_a_finished_row_stays_when_the_images_change(tmp_path: Path, monkeypatch) -> None:

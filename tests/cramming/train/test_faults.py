@@ -210,7 +210,7 @@ def test_a_run_says_when_another_provider_goes_on(monkeypatch: pytest.MonkeyPatc
     providers = Providers()
     providers.restore({"names": ["cpu"]})
     module = sys.modules[Providers.__module__]
-    monkeypatch.setattr(module, "computing", lambda model: frozenset({"gather"}))
+    monkeypatch.setattr(module, "computed_by", lambda model: frozenset({"gather"}))
     trainer = type("T", (), {"parts": type("P", (), {"model": None}), "stop_reason": None})
     with pytest.warns(UserWarning, match="began with provider cpu and goes on with gather"):
         providers.on_step(trainer, None)  # type: ignore[arg-type]
