@@ -28,21 +28,23 @@ def evaluate_run(root: GlueRoot) -> int:
     print(f"model      {pretrained.folder}")
     print(f"tasks      {suite}, source {config.source}, seeds {' '.join(map(str, config.seeds))}", flush=True)
     documents = held_out_documents(root, pretrained) if config.source == "mini" else []
-    wandb_run = open_wandb(
+    mirror = open_wandb(
         root.wandb,
         name=f"glue-{pretrained.run}-{config.suite}",
         folder=Path(root.output_dir) / "runs" / f"glue-{pretrained.run}-{config.suite}",
         settings={"glue": config.settings(), "pretrain": pretrained.run, **pretrained.config},
         group=pretrained.run,
     )
+    exit_code = 1
     try:
-        log = wandb_run.log if wandb_run is not None else None
+        log = mirror.log if mirror is not None else None
         kept = Path(root.output_dir) / "runs" / pretrained.run / "glue" if config.save else None
         records = run_suite(Suite(config, pretrained, Path(root.results_dir), documents, log, kept), world)
+        failed = [record["name"] for record in records if record["status"] != "finished"]
+        exit_code = int(bool(failed))
     finally:
-        close_wandb(wandb_run)
+        close_wandb(mirror, exit_code)
     print(f"\n{pretrained.run}: {suite}\n{summary(config, records)}")
-    failed = [record["name"] for record in records if record["status"] != "finished"]
     if failed:
         print(f"not finished, and in no number above: {', '.join(failed)}; the same command tries them again")
     print(f"records    {Path(root.results_dir) / 'runs'}\nnext       make tables", flush=True)

@@ -53,7 +53,7 @@ class Suite:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: "finished" with metrics and the model, "diverged" or "failed" with an error; and who computed."""
+    """How a run ended: "finished" with metrics and the model, "diverged" or "failed" with an error. Who computed."""
 
     status: str
     metrics: dict[str, float]

@@ -22,7 +22,7 @@ from cramming.train.pictures import heatmap
 from cramming.train.profiling import Profile
 from cramming.train.providers import Providers
 from cramming.train.root import PretrainRoot
-from cramming.train.tracking import close_wandb, open_wandb, wandb_mirror, wandb_usage
+from cramming.train.tracking import Mirror, close_wandb, open_wandb, wandb_mirror, wandb_usage
 from cramming.train.usage import UsageHook
 from cramming.train.validate import Validation
 from fff.regions import routed_layers
@@ -71,15 +71,16 @@ class Run:
         memory, state = self._resume(), self.parts.state
         if state.reached < 1:
             self.parts.warm_up()
-        wandb_run = None
+        mirror = None
         if self.world.main:
             self._announce()
-            wandb_run = self._wandb()
-        hooks, exit_code = self._hooks(wandb_run), 1
-        for hook in hooks:
-            if hook.name in memory:
-                hook.restore(memory[hook.name])
+            mirror = self._wandb()
+        exit_code = 1
         try:
+            hooks = self._hooks(mirror)
+            for hook in hooks:
+                if hook.name in memory:
+                    hook.restore(memory[hook.name])
             with self.parts.loader() as batches:
                 trainer = Trainer(self.parts, batches, hooks)
                 trainer.train()
@@ -88,7 +89,7 @@ class Run:
             self._record("diverged", {"error": str(error)})
             raise
         finally:
-            close_wandb(wandb_run, exit_code)
+            close_wandb(mirror, exit_code)
         if trainer.stop_reason is not None:
             raise Stopped(
                 f"Stopped by {trainer.stop_reason} at step {state.step} ({state.progress:.1%} of the budget); the "
@@ -130,12 +131,12 @@ class Run:
         self.parts.state = self.checkpoints.read(found[-1])
         return self.checkpoints.load(found[-1], self.parts)
 
-    def _hooks(self, wandb_run: Any) -> list[Hook]:
+    def _hooks(self, mirror: Mirror | None) -> list[Hook]:
         """What looks on, in this order: later hooks read what earlier ones found."""
         config, world = self.root.train, self.world
         sources: list[Validate | UsageHook] = [Validate(self.validation)]
         if routed_layers(self.parts.model):
-            shows = [heatmap, *([wandb_usage(wandb_run)] if wandb_run else [])]
+            shows = [heatmap, *([wandb_usage(mirror)] if mirror else [])]
             folder, sequences = self.folder.path / "usage", config.usage_sequences
             sources.append(
                 UsageHook(self.validation, sequences=sequences, steps=config.usage_steps, folder=folder, shows=shows)
@@ -143,7 +144,7 @@ class Run:
         hooks: list[Hook] = [StopSignals(), FiniteGuard(), self.providers, *sources]
         if world.main:
             bar, meter = Bar(), Meter(self.parts.flops, world.device, world.size)
-            mirrors = [bar.show, *([wandb_mirror(wandb_run)] if wandb_run else [])]
+            mirrors = [bar.show, *([wandb_mirror(mirror)] if mirror else [])]
             hooks += [bar, History(self.folder.history, sources, mirrors, meter)]
         hooks.append(Checkpoint(self.checkpoints))
         if config.profile_steps and world.main:
@@ -151,7 +152,7 @@ class Run:
             hooks = [profile.first, *hooks, profile.last]
         return hooks
 
-    def _wandb(self) -> Any:
+    def _wandb(self) -> Mirror | None:
         root = self.root
         settings = root.as_recorded() | {"parameters": self.parameters, "data_fingerprint": self.data.fingerprint}
         step = self.parts.state.step

@@ -3,7 +3,8 @@
 import importlib.util
 import os
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,30 @@ def check_wandb(config: WandbConfig) -> None:
         raise UserError("wandb.mode is online and WANDB_API_KEY is not set; set it, or choose wandb=offline.")
 
 
+class Mirror:
+    """A W&B run that may fail and never fails the run it shows: its first error is told once, and it is off."""
+
+    def __init__(self, run: Any) -> None:
+        self.run, self.off = run, False
+
+    @contextmanager
+    def guarded(self) -> Iterator[None]:
+        """Around everything that asks W&B; whatever it raises ends here."""
+        try:
+            yield
+        except Exception as error:  # its service, its network and its disk have many ways to fail
+            if not self.off:
+                told = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+                warnings.warn(f"W&B failed ({told}) and shows no more of this run, which goes on.", stacklevel=4)
+            self.off = True
+
+    def log(self, row: dict[str, Any], step: int | None = None) -> None:
+        """Show a row."""
+        if not self.off:
+            with self.guarded():
+                self.run.log(row, step=step)
+
+
 def open_wandb(
     config: WandbConfig,
     *,
@@ -60,8 +85,8 @@ def open_wandb(
     settings: dict[str, Any],
     group: str,
     rows: Iterable[dict[str, Any]] = (),
-) -> Any:
-    """Start or continue a W&B run without ever asking for anything; None for mode "off".
+) -> Mirror | None:
+    """Start or continue a W&B run without ever asking for anything; None for mode "off", or where W&B cannot start.
 
     An offline run is one folder, which cannot be gone on with: a resumed one starts with `rows`, the history so far,
     and what was there before is set aside, so that `wandb sync` finds one run of this id. Without a network an online
@@ -82,11 +107,16 @@ def open_wandb(
     if run is None:
         for old in sorted(folder.glob("wandb/offline-run-*")):
             old.rename(old.with_name(f"superseded-{old.name}"))
-        run = _init("offline", config, name, folder, settings, group)
-        mirror = wandb_mirror(run)
+        try:
+            run = _init("offline", config, name, folder, settings, group)
+        except Exception as error:
+            print(f"W&B cannot be started ({type(error).__name__}: {error}); the run goes on without it.", flush=True)
+            return None
+        show = wandb_mirror(mirror := Mirror(run))
         for row in rows:
-            mirror(row["step"], row)
-    return run
+            show(row["step"], row)
+        return mirror
+    return Mirror(run)
 
 
 def _init(mode: Any, config: WandbConfig, name: str, folder: Path, settings: dict[str, Any], group: str) -> Any:
@@ -109,7 +139,7 @@ def _init(mode: Any, config: WandbConfig, name: str, folder: Path, settings: dic
     )
 
 
-def close_wandb(run: Any, exit_code: int = 0) -> None:
+def close_wandb(mirror: Mirror | None, exit_code: int = 0) -> None:
     """Finish a run and stop W&B's service thread; None is no run.
 
     Left to itself that daemon thread is cut off while the interpreter ends, which can abort a finished process.
@@ -117,32 +147,34 @@ def close_wandb(run: Any, exit_code: int = 0) -> None:
     Args:
         exit_code: other than 0 for a run that was stopped or failed.
     """
-    if run is None:
+    if mirror is None:
         return
     import wandb
 
-    try:
-        run.finish(exit_code=exit_code)
+    with mirror.guarded():
+        mirror.run.finish(exit_code=exit_code)
+    with mirror.guarded():
         wandb.teardown()
-    except Exception as error:
-        warnings.warn(f"W&B did not end well ({error}); the truth is in metrics.jsonl.", stacklevel=2)
 
 
-def wandb_usage(run: Any) -> Show:
+def wandb_usage(mirror: Mirror) -> Show:
     """A show that logs the picture and a histogram of leaf usage per layer to a W&B run; comes after `heatmap`."""
     import wandb
 
     def show(step: int, usages: list[Usage], file: Path) -> None:
-        run.log({}, step=step)  # a picture is named by the step that W&B knows of already
-        row: dict[str, Any] = {"fff/leaf_usage": wandb.Image(str(file))} if file.exists() else {}
-        for number, usage in enumerate(usages):
-            share = (usage.counts / usage.counts.sum(-1, keepdim=True)).flatten()
-            row[f"fff/layer_{number:02d}/leaf_share"] = wandb.Histogram(share.tolist())
-        run.log(row, step=step)
+        mirror.log({}, step=step)  # a picture is named by the step that W&B knows of already
+        if mirror.off:
+            return
+        with mirror.guarded():
+            row: dict[str, Any] = {"fff/leaf_usage": wandb.Image(str(file))} if file.exists() else {}
+            for number, usage in enumerate(usages):
+                share = (usage.counts / usage.counts.sum(-1, keepdim=True)).flatten()
+                row[f"fff/layer_{number:02d}/leaf_share"] = wandb.Histogram(share.tolist())
+            mirror.run.log(row, step=step)
 
     return show
 
 
-def wandb_mirror(run: Any) -> Callable[[int, dict[str, Any]], None]:
+def wandb_mirror(mirror: Mirror) -> Callable[[int, dict[str, Any]], None]:
     """A mirror for History that logs rows to a W&B run."""
-    return lambda step, row: run.log({key: value for key, value in row.items() if key != "step"}, step=step)
+    return lambda step, row: mirror.log({key: value for key, value in row.items() if key != "step"}, step=step)

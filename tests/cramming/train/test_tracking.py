@@ -3,17 +3,24 @@
 import json
 import sys
 import types
-from dataclasses import replace
+import warnings
+from dataclasses import fields, replace
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
 
 from cramming.errors import Stopped, UserError
+from cramming.glue import suite
+from cramming.glue.config import GlueConfig
+from cramming.glue.evaluate import evaluate_run
+from cramming.glue.root import GlueRoot
+from cramming.record import read_records
 from cramming.train import loop
 from cramming.train.config import WandbConfig
 from cramming.train.pretrain import pretrain
 from cramming.train.tracking import chosen_mode, close_wandb, open_wandb
+from tests.helpers.glue import tiny_run, write_sst2
 from tests.helpers.tiny import tiny_root
 
 
@@ -55,6 +62,7 @@ class Wandb(types.ModuleType):
         self.modes: list[str] = []
         self.finished: list[int] = []
         self.given: dict = {}
+        self.logged, self.good = 0, 10**9  # rows that it was given, and that it takes
 
     def init(self, *, mode: str, settings: dict, **_: object) -> "Wandb":
         self.modes.append(mode)
@@ -66,15 +74,89 @@ class Wandb(types.ModuleType):
     def Settings(self, **given: object) -> dict:
         return given
 
-    def log(self, row: dict, step: int) -> None:
-        pass
+    def log(self, row: dict, step: int | None = None) -> None:
+        self.logged += 1
+        if self.logged > self.good:
+            raise RuntimeError("the service process\nis gone")
+
+    def Image(self, file: str) -> str:
+        return file
+
+    def Histogram(self, values: list) -> list:
+        return values
 
     def finish(self, exit_code: int) -> None:
         self.finished.append(exit_code)
-        raise RuntimeError("broken pipe")
+        if self.good:
+            raise RuntimeError("broken pipe")
 
     def teardown(self) -> None:
         pass
+
+
+@pytest.fixture
+def wandb(monkeypatch: pytest.MonkeyPatch) -> Wandb:
+    """In W&B's place."""
+    found = Wandb()
+    monkeypatch.setitem(sys.modules, "wandb", found)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    return found
+
+
+@pytest.mark.parametrize("good", [0, 1, 3])
+def test_a_mirror_that_breaks_stops_no_pretraining(tmp_path: Path, wandb: Wandb, good: int) -> None:
+    wandb.good = good
+    root = replace(tiny_root(tmp_path, budget_steps=4, checkpoints=1, validations=2), wandb=WandbConfig("offline"))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        pretrain(root)
+    assert json.loads((root.run_folder / "record.json").read_text())["status"] == "finished"
+    lines = [str(warning.message) for warning in told if "W&B" in str(warning.message)]
+    assert lines == [
+        "W&B failed (RuntimeError: the service process is gone) and shows no more of this run, which goes on."
+    ]
+    assert wandb.logged == good + 1, "asked again after it failed"
+    assert wandb.finished == [0]
+
+
+def test_a_mirror_that_breaks_fails_no_finetuning(tmp_path: Path, wandb: Wandb) -> None:
+    wandb.good = 0
+    with pytest.warns(UserWarning, match="W&B failed"):
+        assert evaluate_run(glue_root(tmp_path)) == 0
+    assert [record["status"] for record in read_records(tmp_path / "results")] == ["finished"]
+    assert wandb.finished == [0]
+
+
+def test_a_mirror_that_cannot_start_is_done_without(tmp_path: Path, wandb: Wandb, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(wandb, "init", lambda **_: 1 / 0)
+    assert open_wandb(WandbConfig(), name="a", folder=tmp_path, settings={}, group="b") is None
+    assert "W&B cannot be started (ZeroDivisionError" in capsys.readouterr().out
+
+
+def test_wandb_is_told_how_finetuning_ended(tmp_path: Path, wandb: Wandb, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(suite, "finetune", fail)
+    with pytest.warns(UserWarning, match="broken pipe"):
+        assert evaluate_run(glue_root(tmp_path)) == 1
+    monkeypatch.setattr(suite, "finetune", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.warns(UserWarning, match="broken pipe"), pytest.raises(KeyboardInterrupt):
+        evaluate_run(glue_root(tmp_path))
+    assert wandb.finished == [1, 1]
+
+
+def glue_root(folder: Path) -> GlueRoot:
+    """One task of one seed on a model of random weights."""
+    if not (folder / "run").exists():
+        tiny_run(folder / "run")
+        write_sst2(folder / "glue")
+    tasks = GlueConfig(
+        source="local", dir=str(folder / "glue"), tasks=["sst2"], seeds=[0], max_length=16, epochs=1, lr=3e-3
+    )
+    places = {"output_dir": str(folder / "outputs"), "results_dir": str(folder / "results")}
+    known = {field.name: getattr(tiny_root(folder), field.name) for field in fields(tiny_root(folder))}
+    return GlueRoot(**{**known, **places, "wandb": WandbConfig("offline")}, glue=tasks, checkpoint=str(folder / "run"))
 
 
 def test_without_a_network_the_run_goes_on_offline(
