@@ -18,6 +18,9 @@ from typing import Any
 from cramming.errors import UserError
 
 PLAIN_NAME = re.compile(r"[^\W_][\w.+=-]*")
+# What `write_atomic`, and what `new_folder` and `commit_folder` call what is not finished.
+UNFINISHED_FILE = re.compile(r"\..+\.(\d+)\.tmp")
+UNFINISHED_FOLDER = re.compile(r"\..+\.[0-9a-f]{8}\.(tmp|old)")
 LEFT_AFTER_S = 600
 MAX_NAME = 160  # a file's name holds 255 bytes, and a task, a seed and endings are added to it
 
@@ -37,15 +40,22 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         beside.unlink(missing_ok=True)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove what `write_atomic` left in a folder when its process was killed; nothing of a process that may live."""
-    for path in folder.glob(".*.tmp"):
-        number = path.name.rsplit(".", 2)[1]
-        with contextlib.suppress(FileNotFoundError):
-            # Another machine's process may write here too: a write takes seconds.
-            old = time.time() - path.stat().st_mtime > LEFT_AFTER_S
-            if number.isdecimal() and old and not Path("/proc", number).exists():
-                path.unlink()
+def remove_leftovers(folder: Path, *, alone: bool = False) -> None:
+    """Remove what `write_atomic` left in a folder when its process was killed; nothing of a process that may live.
+
+    Args:
+        alone: the caller's lock keeps all others from writing here. Whatever is unfinished is then nobody's, and goes:
+            also folders, whose names do not tell their process.
+    """
+    for path in folder.glob(".*"):
+        if alone and UNFINISHED_FOLDER.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        elif found := UNFINISHED_FILE.fullmatch(path.name):
+            with contextlib.suppress(FileNotFoundError):
+                # Another machine's process may write here too: a write takes seconds.
+                old = time.time() - path.stat().st_mtime > LEFT_AFTER_S
+                if path.is_file() and (alone or (old and not Path("/proc", found[1]).exists())):
+                    path.unlink()
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
+from cramming.files import locked, remove_leftovers
 from cramming.glue.tasks import Task
 from cramming.model.saved import Pretrained, load_weights, write_model
 from fff.hardening import set_hardening
@@ -35,11 +36,17 @@ def load_classifier(pretrained: Pretrained, task: Task, dropout: float) -> PreTr
 
 
 def write_classifier(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, folder: Path) -> None:
-    """Keep a finetuned classifier, complete or absent, as transformers' Auto classes and pipelines read it."""
+    """Keep a finetuned classifier, complete or absent, as transformers' Auto classes and pipelines read it.
+
+    Commands that share the folder above wait for one another; what a killed one left there is removed.
+    """
     if not task.regression:
         model.config.id2label = dict(enumerate(task.labels))
         model.config.label2id = {label: number for number, label in enumerate(task.labels)}
-    write_model(model, tokenizer if task.pairs else singles_as_pairs(tokenizer), folder)
+    above = folder.parent
+    with locked(above.with_name(f".{above.name}.lock"), wait=True):
+        remove_leftovers(above, alone=True)
+        write_model(model, tokenizer if task.pairs else singles_as_pairs(tokenizer), folder)
 
 
 def singles_as_pairs(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:

@@ -1,5 +1,6 @@
 """The processes of a run and their device: who is who, how they meet, how a model is spread. Not the training."""
 
+import math
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
@@ -9,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, set_seed
 from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from cramming.errors import UserError
 from cramming.parallel.environment import check_environment
@@ -68,8 +70,17 @@ class World:
         self._accelerator.backward(loss)
 
     def clip(self, parameters: Iterable[nn.Parameter], norm: float | None) -> Tensor:
-        """Scale all gradients so that their common norm is `norm` at most (None: as they are); returns what it was."""
-        return self._accelerator.clip_grad_norm_(parameters, float("inf") if norm is None else norm)
+        """Scale all gradients so that their common norm is `norm` at most (None: as they are); returns what it was.
+
+        Where that is not finite they stay as they are, so that it can be seen which of them it came from.
+        """
+        self._accelerator.unscale_gradients()
+        parameters = list(parameters)
+        found = get_total_norm([each.grad for each in parameters if each.grad is not None])
+        clip_grads_with_norm_(
+            parameters, math.inf if norm is None else norm, torch.where(torch.isfinite(found), found, 0.0)
+        )
+        return found
 
     def update(self, optimiser: Any, finite: Tensor) -> None:
         """A step of a wrapped optimiser, unless `finite` () bool on the device says no; the host waits for neither.

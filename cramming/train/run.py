@@ -6,7 +6,7 @@ from typing import Any
 
 from cramming.data.shards import PreparedData
 from cramming.errors import Diverged, Stopped, UserError
-from cramming.files import write_json
+from cramming.files import remove_leftovers, write_json
 from cramming.model.saved import write_model
 from cramming.parallel.environment import recorded_environment
 from cramming.parallel.world import World
@@ -123,6 +123,7 @@ class Run:
         if self.world.main:
             self.folder.path.mkdir(parents=True, exist_ok=True)
             self.checkpoints.clean()
+            remove_leftovers(self.folder.path, alone=True)  # its lock is ours
             write_json(self.folder.path / "config.json", self.root.as_dict())
         self.world.barrier()
         found = self.checkpoints.list()

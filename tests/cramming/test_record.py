@@ -136,6 +136,22 @@ def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path) 
     remove_leftovers(tmp_path / "missing")
 
 
+def test_who_holds_the_lock_removes_what_is_unfinished_and_nothing_else(tmp_path: Path) -> None:
+    unfinished = [".model.0123abcd.tmp", ".model.fedc9876.old"]
+    others = [".venv", ".venv.old", ".model.0123.tmp", ".step-5", "model.0123abcd.tmp", ".cache.ABCDEF12.tmp"]
+    for name in (*unfinished, *others):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "content").touch()
+    (tmp_path / ".link.0123abcd.tmp").symlink_to(tmp_path / ".venv")
+    for name in (f".record.json.{os.getpid()}.tmp", ".note.tmp"):
+        (tmp_path / name).touch()
+    remove_leftovers(tmp_path)
+    assert all((tmp_path / name).exists() for name in unfinished)
+    remove_leftovers(tmp_path, alone=True)
+    assert sorted(os.listdir(tmp_path)) == sorted([*others, ".link.0123abcd.tmp", ".note.tmp"])
+    assert all((tmp_path / name / "content").exists() for name in others)
+
+
 def test_reading_does_not_see_what_is_being_written(tmp_path: Path) -> None:
     write_json(tmp_path / "runs" / ".x.json", {})
     (tmp_path / "runs" / ".y.json.1.tmp").write_text("{")

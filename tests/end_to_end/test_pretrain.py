@@ -57,7 +57,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_killed_run_goes_on_bit_for_bit(whole: Path, tmp_path: Path) -> None:
-    killed = run(tmp_path, "kill_at=8")
+    killed = run(tmp_path, "send=KILL@8")
     assert killed.returncode == -signal.SIGKILL
     assert not list(tmp_path.glob("results/runs/*.json"))
     assert len(history(tmp_path)) == 8  # the last checkpoint is of step 6: two rows will be written again
@@ -172,6 +172,35 @@ def test_a_non_finite_loss_stops_the_run_and_keeps_the_checkpoint(
     (path,) = tmp_path.glob("results/runs/*.json")
     assert json.loads(path.read_text())["status"] == "diverged"
     assert not root.run_folder.joinpath("model").exists()
+
+
+def test_the_gradient_that_is_named_is_the_one_that_was_not_finite(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = loop.Trainer.step
+
+    def poisoned(self: loop.Trainer) -> loop.Step:
+        if self.state.step == 5:
+            weight = self.parts.model.model.blocks[1].ffn.w_out
+            weight.register_hook(lambda gradient: torch.full_like(gradient, float("nan")))
+        return step(self)
+
+    monkeypatch.setattr(loop.Trainer, "step", poisoned)
+    with pytest.raises(
+        Diverged, match=r"step 6 .*; gradients not finite in model\.blocks\.1\.ffn\.w_out\)"
+    ):
+        pretrain(tiny_root(tmp_path))
+
+
+def test_what_a_killed_export_left_is_removed_by_the_next_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tiny_root(tmp_path, budget_steps=2, checkpoints=1, validations=1)
+    done = run(tmp_path, "send=KILL@export", "budget_steps=2", "checkpoints=1", "validations=1")
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    (left,) = root.run_folder.glob(".model.*")
+    assert list(left.iterdir())
+    pretrain(root)
+    assert not list(root.run_folder.glob(".model.*"))
+    assert (root.run_folder / "model" / "model.safetensors").exists()
 
 
 def test_a_non_finite_gradient_stops_the_run_before_its_checkpoint(

@@ -1,24 +1,32 @@
 """A tiny pretraining run on made-up text, in this process or another one. Not a test.
 
-As a script: `python tests/helpers/tiny.py FOLDER [key=value ...]`, with kill_at=N to die by SIGKILL before step N + 1.
+As a script: `python tests/helpers/tiny.py FOLDER [key=value ...]`. With send=SIGNAL[+SIGNAL]@PLACE the process of
+rank=R (0) gets these signals before step PLACE + 1, or when it has written the weights of a "checkpoint" or "export".
 """
 
+import json
 import os
 import random
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from cramming.data.config import DataConfig
+from cramming.door import door
+from cramming.model import saved
 from cramming.model.config import FFNConfig, ModelConfig
-from cramming.train import loop
+from cramming.train import checkpoint, loop
 from cramming.train.config import TrainConfig, WandbConfig
+from cramming.train.pretrain import pretrain
 from cramming.train.root import PretrainRoot
 
 NOUNS = ["cat", "dog", "bird", "tree", "river", "stone", "house", "garden", "teacher", "child", "king", "letter"]
 VERBS = ["sees", "finds", "likes", "follows", "remembers", "paints", "carries", "watches"]
+# What writes weights, by place.
+WRITTEN = {"checkpoint": checkpoint, "export": saved}
 
 
 def write_text(path: Path, documents: int = 200) -> None:
@@ -56,26 +64,38 @@ def tiny_root(folder: Path, **train: Any) -> PretrainRoot:
     )
 
 
+def send(signals: list[str], place: str, rank: int) -> None:
+    """Let the process of that rank get the signals at a place: before step N + 1, or after weights were written."""
+
+    def sending(work: Callable[..., Any], now: Callable[..., bool], *, before: bool) -> Callable[..., Any]:
+        def wrapped(*arguments: Any, **keywords: Any) -> Any:
+            due = int(os.environ.get("RANK", "0")) == rank and now(*arguments)
+            result = None if before else work(*arguments, **keywords)
+            for name in signals if due else ():
+                os.kill(os.getpid(), signal.Signals[f"SIG{name}"])
+            return work(*arguments, **keywords) if before else result
+
+        return wrapped
+
+    if place in WRITTEN:
+        module = WRITTEN[place]
+        module.save_model = sending(module.save_model, lambda *_: True, before=False)  # type: ignore[attr-defined]
+    else:
+        step = sending(loop.Trainer.step, lambda trainer: trainer.state.step == int(place), before=True)
+        loop.Trainer.step = step  # type: ignore[method-assign]
+
+
 def main() -> None:
     """Run as a script."""
     folder, pairs = Path(sys.argv[1]), dict(pair.split("=") for pair in sys.argv[2:])
-    kill_at = int(pairs.pop("kill_at", -1))
+    if "send" in pairs:
+        signals, place = pairs.pop("send").split("@")
+        send(signals.split("+"), place, int(pairs.pop("rank", "0")))
     wandb = pairs.pop("wandb", "off")
-    root = replace(
-        tiny_root(folder, **{key: int(value) for key, value in pairs.items()}), wandb=WandbConfig(mode=wandb)
-    )
-    step = loop.Trainer.step
-
-    def step_or_die(self: loop.Trainer) -> loop.Step:
-        if self.state.step == kill_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return step(self)
-
-    loop.Trainer.step = step_or_die  # type: ignore[method-assign]
-    from cramming.train.pretrain import pretrain
-
-    pretrain(root)
+    settings = {key: json.loads(value) for key, value in pairs.items()}
+    pretrain(replace(tiny_root(folder, **settings), wandb=WandbConfig(mode=wandb)))
 
 
 if __name__ == "__main__":
-    main()
+    with door():
+        main()

@@ -127,6 +127,27 @@ def test_a_classifier_that_is_missing_is_made_again_and_its_record_stays(suite: 
     assert (path.stat().st_mtime_ns, weights.stat().st_mtime_ns) == (before, written)
 
 
+def test_what_a_killed_save_left_is_removed_by_the_next(suite: Suite, tmp_path: Path, monkeypatch) -> None:
+    kept = replace(suite, kept=tmp_path / "kept")
+
+    def killed(*_: object) -> None:
+        code = (
+            "import os, pathlib; from cramming.files import new_folder\n"
+            f"with new_folder(pathlib.Path({str(tmp_path / 'kept' / 'sst2')!r})) as folder:\n"
+            "    (folder / 'half').touch(); os.kill(os.getpid(), 9)"
+        )
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("cramming.glue.classifier.write_model", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_suite(kept)
+    assert [path.name[:6] for path in kept.kept.iterdir()] == [".sst2."]
+    (record,) = run_suite(kept)
+    assert [path.name for path in kept.kept.iterdir()] == [record["name"]]
+
+
 def test_single_texts_get_their_cls_and_pairs_stay() -> None:
     plain, kept = tiny_tokenizer(), singles_as_pairs(tiny_tokenizer())
     assert plain("the film")["input_ids"] == [10, 9, 5]
