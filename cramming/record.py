@@ -107,6 +107,13 @@ def settled(status: str, metrics: Mapping[str, float], extra: Mapping[str, Any])
     return status, extra
 
 
+def refuse_unfinished(record: Record, *, mend: str) -> None:
+    """UserError where a run has ended without results: how, why, and the mend."""
+    if record["status"] != "finished":
+        reason = record.get("error")
+        raise UserError(f"{record['name']} is {record['status']}{f' ({reason})' if reason else ''}; {mend}")
+
+
 def computed_by(model: nn.Module) -> frozenset[str]:
     """Names of the providers that a model's layers have computed with (see fff.kernels); of those that can tell."""
     found = (getattr(layer, "computed_by", ()) for layer in model.modules())

@@ -10,6 +10,7 @@ from cramming.glue.root import GlueRoot
 from cramming.glue.suite import Suite, run_suite
 from cramming.glue.summary import summary
 from cramming.model.saved import Pretrained, open_pretrained
+from cramming.record import read_record, record_file, refuse_unfinished
 from cramming.train.tracking import check_wandb, close_wandb, open_wandb
 
 
@@ -22,8 +23,7 @@ def evaluate_run(root: GlueRoot) -> int:
     config = root.glue
     world = single_process(config.precision)  # of several processes, none does anything
     check_wandb(root.wandb)
-    folder = Path(root.checkpoint) if root.checkpoint else root.run_folder
-    pretrained = open_pretrained(folder)
+    pretrained = open_pretrained(Path(root.checkpoint)) if root.checkpoint else open_own(root)
     suite = "GLUE" if config.suite == "glue" else "mini (not GLUE)"
     print(f"model      {pretrained.folder}")
     print(f"tasks      {suite}, source {config.source}, seeds {' '.join(map(str, config.seeds))}", flush=True)
@@ -49,6 +49,16 @@ def evaluate_run(root: GlueRoot) -> int:
         print(f"not finished, and in no number above: {', '.join(failed)}; the same command tries them again")
     print(f"records    {Path(root.results_dir) / 'runs'}\nnext       make tables", flush=True)
     return len(failed)
+
+
+def open_own(root: GlueRoot) -> Pretrained:
+    """The pretraining run that the configuration names; UserError as `open_pretrained`, or where it diverged."""
+    recorded = record_file(Path(root.results_dir), root.run_name)
+    if not (root.run_folder / "model").is_dir() and recorded.exists():
+        refuse_unfinished(
+            read_record(recorded), mend="it left no model. Pretrain with a lower train.lr, or another seed."
+        )
+    return open_pretrained(root.run_folder)
 
 
 def held_out_documents(root: GlueRoot, pretrained: Pretrained) -> list[str]:

@@ -14,6 +14,7 @@ from transformers.utils import logging as transformers_logging
 import cramming.model  # registers the Auto classes
 from cramming.errors import UserError
 from cramming.files import checked_name, new_folder, read_json, sha256
+from cramming.record import refuse_unfinished
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -96,6 +97,8 @@ def open_pretrained(path: Path) -> Pretrained:
     home = whole.parent if whole.name == "model" else whole
     path = home / "record.json"
     record = _table(path) if path.exists() else {}
+    if "status" in record:
+        refuse_unfinished(record, mend=f"its model is none to use: {path} says so. Pretrain with a lower train.lr.")
     digest = sha256(weights)
     if record.get("weights_sha256", digest) != digest:  # records of before the check have none
         raise UserError(f"{weights} is damaged (its SHA-256 is not the one in {path}); {EXPORT_AGAIN}.")

@@ -5,7 +5,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from cramming.data.shards import MANIFEST, find_prepared
-from cramming.errors import UserError
+from cramming.errors import Diverged, UserError
 from cramming.files import read_json, sha256, write_json
 from cramming.record import Record, read_record, recognised, record_file
 from cramming.train.root import PretrainRoot
@@ -19,6 +19,7 @@ def ended_already(root: PretrainRoot, prepared: Path | None) -> bool:
 
     Raises:
         UserError: its record is damaged, or it ended on other data than the configuration names now.
+        Diverged: it ended with numbers that are none.
     """
     path = root.run_folder / "record.json"
     if not path.exists():
@@ -31,13 +32,24 @@ def ended_already(root: PretrainRoot, prepared: Path | None) -> bool:
             f"{root.run_name} is {record['status']} already, on data of fingerprint {data}; data.* gives {now} now. "
             "For a new run give the new text a name of its own (data.name=...), or put the old text back."
         )
-    print(f"{root.run_name} is {record['status']} already: {root.run_folder}")
     name, _ = recognised(Path(root.results_dir), record["name"], {"data_fingerprint": data})
     kept = record_file(Path(root.results_dir), name)
     if not kept.exists():
         write_json(kept, record | {"name": name})
         print(f"written    {kept}, which was missing, from {path}")
+    refuse_diverged(root, record)
+    print(f"{root.run_name} is {record['status']} already: {root.run_folder}")
     return True
+
+
+def refuse_diverged(root: PretrainRoot, record: Record) -> None:
+    """Say of a run that has ended with numbers that are none (Diverged) how to get another one."""
+    if record["status"] != "finished":
+        raise Diverged(
+            f"{root.run_name} is {record['status']} already ({record.get('error')}), and the same command would train "
+            f"the same again. Train another run: lower train.lr={root.train.lr:g}, or take another seed. To train this "
+            f"one again after all, move {root.run_folder} away."
+        )
 
 
 def model_is_whole(model: Path, content: Record) -> bool:

@@ -14,6 +14,7 @@ from cramming.record import Record, record_file, write_record
 from cramming.train.assemble import assemble
 from cramming.train.checkpoint import Checkpoints
 from cramming.train.finish import history_curve, history_metrics, print_examples, print_summary
+from cramming.train.finished import refuse_diverged
 from cramming.train.history import History, read_history
 from cramming.train.hooks import Bar, Checkpoint, FiniteGuard, StopSignals, Validate
 from cramming.train.loop import Hook, Trainer
@@ -215,6 +216,7 @@ class Run:
         content = self._record("finished", {"weights_sha256": weights})
         assert content is not None
         write_json(self.folder.record, content)
+        refuse_diverged(self.root, content)
         record = record_file(Path(self.root.results_dir), content["name"])
         print_examples(self.parts.model, self.data, self.root.data.examples)
         print_summary(content, model=self.folder.model, history=self.folder.history, record=record)

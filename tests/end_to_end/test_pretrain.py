@@ -186,9 +186,7 @@ def test_the_gradient_that_is_named_is_the_one_that_was_not_finite(
         return step(self)
 
     monkeypatch.setattr(loop.Trainer, "step", poisoned)
-    with pytest.raises(
-        Diverged, match=r"step 6 .*; gradients not finite in model\.blocks\.1\.ffn\.w_out\)"
-    ):
+    with pytest.raises(Diverged, match=r"step 6 .*; gradients not finite in model\.blocks\.1\.ffn\.w_out\)"):
         pretrain(tiny_root(tmp_path))
 
 

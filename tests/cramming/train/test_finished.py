@@ -1,19 +1,25 @@
 """A pretraining that has ended is recognised by its settings and its text, under former names too."""
 
 import json
+import math
 import os
 import shutil
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
-from cramming.errors import UserError
+from cramming.errors import Diverged, UserError
 from cramming.files import short_hash
+from cramming.glue.evaluate import evaluate_run
+from cramming.glue.root import GlueRoot
 from cramming.record import read_records
 from cramming.report.groups import pretrain_groups
+from cramming.report.pretraining import pretraining_markdown
 from cramming.train.pretrain import pretrain
 from cramming.train.root import PretrainRoot
+from cramming.train.usage import UsageHook
+from cramming.train.validate import Validation
 from tests.helpers.tiny import tiny_root
 
 
@@ -52,6 +58,52 @@ def test_the_same_text_is_recognised_whatever_its_time(copy: PretrainRoot, capsy
     text_of(copy).unlink()
     pretrain(copy)
     assert "is finished already" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def diverged(tmp_path_factory: pytest.TempPathFactory) -> PretrainRoot:
+    """A run whose last mark has a number that is none."""
+    root = few_steps(tmp_path_factory.mktemp("diverged"))
+    real = UsageHook._probe_loss
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(UsageHook, "_probe_loss", lambda *arguments: real(*arguments) * math.nan)
+        with pytest.raises(Diverged, match=r"is diverged already \(soft_hard_gap is nan\).*lower train\.lr=0\.003"):
+            pretrain(root)
+    return root
+
+
+def test_a_diverged_run_is_told_with_the_way_out(diverged: PretrainRoot) -> None:
+    with pytest.raises(Diverged) as told:
+        pretrain(diverged)
+    text = str(told.value)
+    assert "soft_hard_gap is nan" in text
+    assert "another seed" in text
+    assert f"move {diverged.run_folder} away" in text
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_finetuning_a_diverged_run_is_refused_with_the_reason(diverged: PretrainRoot, checkpoint: bool) -> None:
+    known = {field.name: getattr(diverged, field.name) for field in fields(diverged)}
+    root = GlueRoot(**known, checkpoint=str(diverged.run_folder) if checkpoint else None)
+    with pytest.raises(UserError, match=r"is diverged \(soft_hard_gap is nan\); .*lower train\.lr"):
+        evaluate_run(root)
+    assert len(list(Path(diverged.results_dir).glob("runs/*.json"))) == 1
+
+
+def test_finetuning_what_diverged_in_mid_run_is_refused_too(tmp_path: Path, monkeypatch) -> None:
+    root = few_steps(tmp_path)
+    monkeypatch.setattr(Validation, "run", lambda *_: {"loss": math.nan})
+    with pytest.raises(Diverged):
+        pretrain(root)
+    known = {field.name: getattr(root, field.name) for field in fields(root)}
+    with pytest.raises(UserError, match=r"is diverged \(The validation's .* is no number.*left no model"):
+        evaluate_run(GlueRoot(**known))
+
+
+def test_the_tables_mark_a_diverged_run(diverged: PretrainRoot) -> None:
+    page = pretraining_markdown(pretrain_groups(read_records(Path(diverged.results_dir))))
+    assert "none finished, 1 diverged" in page
+    assert f"`{diverged.run_name}`: diverged (soft_hard_gap is nan)" in page
 
 
 def test_another_text_is_told_and_the_way_out_taken(copy: PretrainRoot) -> None:
