@@ -3,7 +3,6 @@
 import argparse
 import multiprocessing
 import os
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from bench.cases import WIDTH, dense, training_step
 from bench.options import Shape, check_out, name_of, shapes
 from bench.rows import SpeedRow, stamp, write_rows
 from cramming.checks import number
-from cramming.door import door
+from cramming.door import door, path_argument
 from cramming.errors import UserError
 from cramming.machine import extra_memory_mb, this_device
 from fff.kernels import PROVIDERS
@@ -98,7 +97,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="bench.memory", description=__doc__)
     parser.add_argument("--shapes", default="1x11", help="trees x depth, comma-separated")
     parser.add_argument("--tokens", type=int, default=16384)
-    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--out", type=path_argument, help="JSON file to write")
     options = parser.parse_args(arguments)
     with door():
         number("--tokens", options.tokens, least=1)

@@ -3,7 +3,6 @@
 import argparse
 import itertools
 import re
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,9 @@ import torch
 
 from bench.rows import read_rows
 from cramming.checks import number, one_of
+from cramming.door import path_argument
 from cramming.errors import UserError
+from cramming.files import check_writable
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 MODES = ("inference", "training")
@@ -82,7 +83,7 @@ def parser(prog: str, description: str | None) -> argparse.ArgumentParser:
     found.add_argument("--seconds", type=float, default=0.7, help="for each case")
     compiled = argparse.BooleanOptionalAction
     found.add_argument("--compiled", action=compiled, default=gpu, help="time dense layers through torch.compile too")
-    found.add_argument("--out", type=Path, help="JSON file to write")
+    found.add_argument("--out", type=path_argument, help="JSON file to write")
     return found
 
 
@@ -188,11 +189,4 @@ def check_out(path: Path | None) -> None:
             read_rows(path)
         except UserError as error:
             raise UserError(f"--out would write over {path}, which is no report of a bench: {error}") from None
-    check_folder(path.parent, path.name)
-
-
-def check_folder(folder: Path, name: str = "") -> None:
-    """Make a folder where there is none, and see that a file of that name can be written in it (OSError)."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{name}."):
-        pass
+    check_writable(path.parent, "--out", path.name)

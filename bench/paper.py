@@ -9,7 +9,6 @@ authors' own levels 1 and 2 read the wrong memory; these are written anew.
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from bench.options import DEEPEST, MOST_THREADS, check_out, check_seconds
 from bench.rows import SpeedRow, stamp, write_rows
 from bench.timing import figures, interleaved
 from cramming.checks import number
-from cramming.door import door
+from cramming.door import door, path_argument
 from cramming.machine import CPU
 from fff.kernels import PROVIDERS
 from fff.layers.path import PathFFF
@@ -150,7 +149,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--tokens", type=int, default=16384, help="of levels 2 and 3, where batches are taken")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=1.0, help="for each case")
-    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--out", type=path_argument, help="JSON file to write")
     options = parser.parse_args(arguments)
     with door():
         number("--depth", options.depth, least=0, most=DEEPEST)

@@ -1,6 +1,7 @@
 """Checks of configuration values, each in one sentence that names the key and the mend. Not what a value is for."""
 
 import math
+import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -51,6 +52,25 @@ def _bounds(least: float | None, above: float | None, most: float | None, below:
         lower = f"from {least:g}" if most is not None or below is not None else f"to {least:g} or more"
     upper = f"to {most:g}" if most is not None else f"to below {below:g}" if below is not None else None
     return " ".join(filter(None, (lower, upper)))
+
+
+def at_home(path: str, key: str) -> str:
+    """A path that no shell has read: a leading ~ is the home folder's, that of ~bob bob's. `key` gave the path.
+
+    Raises:
+        UserError: there is no such home.
+    """
+    found = os.path.expanduser(path)
+    if found.startswith("~"):
+        raise UserError(f"{key} is {path!r}, and {path.split('/')[0]} is nobody's home here; give the whole path.")
+    return found
+
+
+def paths(group: str, values: object, keys: Iterable[str]) -> None:
+    """Put the home folder where a path in a frozen dataclass begins with ~ (UserError where there is none)."""
+    for key in keys:
+        if (path := getattr(values, key)) is not None:
+            object.__setattr__(values, key, at_home(path, f"{group}.{key}".lstrip(".")))
 
 
 def numbers(group: str, values: object, keys: Iterable[str], **bounds: Any) -> None:

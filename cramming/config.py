@@ -27,6 +27,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from cramming.checks import at_home
 from cramming.door import door, explained, tell
 from cramming.errors import Stopped, UserError
 from cramming.glue.root import GlueRoot
@@ -44,6 +45,7 @@ Root = TypeVar("Root")
 def register() -> None:
     """Give Hydra the schema of every root, so that an unknown key or a wrong type is refused with its name."""
     store = ConfigStore.instance()
+    OmegaConf.register_new_resolver("at_home", lambda path: at_home(path, "output_dir"), replace=True)
     for name, root in ROOTS.items():
         store.store(name=f"{name}_schema", node=thawed(root))
 
@@ -112,7 +114,8 @@ def entry(name: str) -> Callable[[Callable[[Any], None]], Callable[[], None]]:
                 except Told:
                     sys.exit(2)
                 except Exception as error:
-                    if composed and not isinstance(error, HydraException | OmegaConfBaseException):
+                    own = composed or isinstance(error, OSError)  # a sweep's folder is made before its first job
+                    if own and not isinstance(error, HydraException | OmegaConfBaseException):
                         raise
                     raise UserError(composition_error(error)) from None
 

@@ -7,11 +7,14 @@ import errno
 import os
 import signal
 import sys
+from argparse import ArgumentTypeError
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from tqdm import tqdm
 
+from cramming.checks import at_home
 from cramming.errors import UserError
 from cramming.files import is_full_disk
 
@@ -69,6 +72,14 @@ def tell(text: str) -> None:
         tqdm.write(line, file=sys.stderr)
     except UnicodeEncodeError:
         tqdm.write(line.encode("ascii", "backslashreplace").decode(), file=sys.stderr)
+
+
+def path_argument(text: str) -> Path:
+    """A path of a command line, as argparse's `type`: no shell reads the ~ in --out=~/page.html."""
+    try:
+        return Path(at_home(text, "the path"))
+    except UserError as error:
+        raise ArgumentTypeError(str(error)) from None
 
 
 @contextmanager

@@ -73,11 +73,22 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is not valid JSON ({error}); it was changed after it was written.") from None
 
 
-def check_writable(folder: Path) -> None:
-    """Make a folder, and a file in it for a moment: what the system refuses (OSError) must show before long work."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder):
-        pass
+def check_writable(folder: Path, key: str, name: str = "") -> None:
+    """Make a folder, and a file in it for a moment: what the system refuses must show before long work.
+
+    Args:
+        key: what gave the folder, for the message.
+        name: of the file that will be written there; it may be too long.
+
+    Raises:
+        OSError: naming folder and key, or the folder above it that cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{name}."):
+            pass
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, f"{key}: {folder / name}") from None
 
 
 def sync_folder(folder: Path) -> None:

@@ -26,7 +26,7 @@ from bench.options import Shape, check_out, dtypes, names, parser, settings, sha
 from bench.rows import SpeedRow, write_rows
 from bench.trained import run_trained
 from cramming.checks import number, one_of
-from cramming.door import door
+from cramming.door import door, path_argument
 from cramming.errors import UserError
 from cramming.files import write_atomic
 
@@ -80,8 +80,8 @@ def command_line() -> argparse.ArgumentParser:
     options.add_argument("--ffns", help='of the whole model, e.g. "dense 3072,1x11"')
     options.add_argument("--layers", type=int, help="of the whole model")
     options.add_argument("--turns", type=int, help="timed turns of the whole model")
-    options.add_argument("--checkpoint", type=Path, help="a run's folder, or the model folder in it")
-    options.add_argument("--text", type=Path, help="UTF-8 text for --checkpoint")
+    options.add_argument("--checkpoint", type=path_argument, help="a run's folder, or the model folder in it")
+    options.add_argument("--text", type=path_argument, help="UTF-8 text for --checkpoint")
     options.add_argument("--aims", action="store_true", help="time what there are aims for, instead of the above")
     return options
 

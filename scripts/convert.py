@@ -5,16 +5,15 @@ import signal
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while libraries load ends without a traceback
 
 import argparse
-from pathlib import Path
 
 from cramming.convert.ultrafast import convert_folder
-from cramming.door import door
+from cramming.door import door, path_argument
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("checkpoint", type=Path, help="folder with model.safetensors or pytorch_model.bin")
-    parser.add_argument("out", type=Path, help="folder to write; must not exist, or be empty")
+    parser.add_argument("checkpoint", type=path_argument, help="folder with model.safetensors or pytorch_model.bin")
+    parser.add_argument("out", type=path_argument, help="folder to write; must not exist, or be empty")
     parser.add_argument("--trees", type=int, default=1, help="parallel trees of a layer (default 1)")
     parser.add_argument("--heads", type=int, default=None, help="attention heads (default: width / 64)")
     arguments = parser.parse_args()

@@ -21,15 +21,16 @@ import torch
 
 from bench.check.parts import PARTS
 from bench.check.run import check_machine
-from bench.options import check_folder, names
+from bench.options import names
 from cramming.checks import number, one_of
-from cramming.door import door
+from cramming.door import door, path_argument
 from cramming.errors import UserError
+from cramming.files import check_writable
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("out", type=Path, help="folder of gpu_check.json")
+    options.add_argument("out", type=path_argument, help="folder of gpu_check.json")
     options.add_argument("--parts", default=",".join(PARTS), help="which, in this order")
     options.add_argument("--seconds", type=float, default=470.0, help="for all parts together")
     options.add_argument("--small", action="store_true", help="tiny shapes, to try it on a CPU")
@@ -42,7 +43,7 @@ def main() -> None:
         number("--seconds", chosen.seconds, above=0)
         if not (chosen.small or torch.cuda.is_available()):
             raise UserError("There is no GPU; --small tries the script on a CPU.")
-        check_folder(chosen.out)
+        check_writable(chosen.out, "out")
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a part's process ends with this one
         isolated = not chosen.one_process
         report = check_machine(chosen.out, parts, small=chosen.small, seconds=chosen.seconds, isolated=isolated)

@@ -11,12 +11,14 @@ from pathlib import Path
 
 from cramming.config import entry
 from cramming.data.prepare import prepare
+from cramming.files import check_writable
 from cramming.train.order import write_order
 from cramming.train.root import PretrainRoot
 
 
 @entry("pretrain")
 def main(root: PretrainRoot) -> None:
+    check_writable(Path(root.output_dir), "output_dir")
     data = prepare(root.data, Path(root.output_dir))
     counts = data.manifest["counts"]
     held_out = f"{counts['documents_held_out']:,} held out"

@@ -7,16 +7,16 @@ signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while libraries load ends
 import argparse
 from pathlib import Path
 
-from cramming.door import door
+from cramming.door import door, path_argument
 from cramming.regions.measure import measure
 from cramming.regions.page import check_page, write_page
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("checkpoint", type=Path, help="a run's folder, or the model folder in it")
-    parser.add_argument("text", type=Path, help="UTF-8 text to send through the model")
-    parser.add_argument("--out", type=Path, default=Path("regions.html"), help="page to write (default regions.html)")
+    parser.add_argument("checkpoint", type=path_argument, help="a run's folder, or the model folder in it")
+    parser.add_argument("text", type=path_argument, help="UTF-8 text to send through the model")
+    parser.add_argument("--out", type=path_argument, default=Path("regions.html"), help="page (default regions.html)")
     parser.add_argument("--tokens", type=int, default=65536, help="tokens of the text at most (default 65536)")
     arguments = parser.parse_args()
     with door():

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from cramming.checks import number, numbers, one_of
+from cramming.checks import number, numbers, one_of, paths
 from cramming.errors import UserError
 from cramming.files import checked_name
 
@@ -25,6 +25,9 @@ class HubDataset:
     revision: str | None = None
     # Successive rows that make one document: for sets whose rows are single sentences.
     join_rows: int = 1
+
+    def __post_init__(self) -> None:
+        paths("data.hub", self, ("id",))
 
 
 @dataclass(frozen=True)

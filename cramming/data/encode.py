@@ -10,6 +10,7 @@ import numpy as np
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
+from cramming.checks import at_home
 from cramming.data.config import DataConfig
 from cramming.data.normaliser import Dropped
 from cramming.data.sources.source import Mended, Source, digest, fraction
@@ -92,7 +93,7 @@ def dtype_for(vocab_size: int) -> np.dtype:
 def make_tokenizer(config: DataConfig, source: Source, split: Split) -> Tokenizer:
     """The given tokenizer, or one trained on a fixed sample of the training documents."""
     if config.tokenizer is not None:
-        return load_tokenizer(Path(config.tokenizer).expanduser(), config.vocab_size)
+        return load_tokenizer(Path(at_home(config.tokenizer, "data.tokenizer")), config.vocab_size)
     megabytes = min(config.tokenizer_megabytes, config.max_megabytes or config.tokenizer_megabytes)
     sample: Iterator[str] = (text for text in source.documents(megabytes) if not split.holds_out(text))
     first = next(sample, None)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from cramming.checks import at_home
 from cramming.data.config import DataConfig
 from cramming.data.encode import Built, encode_corpus
 from cramming.data.outcome import losses, refuse_unusable, remarks
@@ -90,7 +91,7 @@ def key(config: DataConfig, source: Source | None) -> str:
         settings.pop("valid_files")
     tokenizer = None
     if config.tokenizer is not None:
-        folder = Path(config.tokenizer).expanduser()
+        folder = Path(at_home(config.tokenizer, "data.tokenizer"))
         load_tokenizer(folder, config.vocab_size)
         tokenizer = sha256(folder / "tokenizer.json")
         settings.pop("normaliser")

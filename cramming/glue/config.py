@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from cramming.checks import number, numbers, one_of
+from cramming.checks import number, numbers, one_of, paths
 from cramming.errors import UserError
 from cramming.glue.tasks import suite_tasks
 from cramming.runs import Keys, essence, listed
@@ -64,6 +64,7 @@ class GlueConfig:
             one_of(f"glue.{key}", getattr(self, key), allowed)
         if self.source == "local" and not self.dir:
             raise UserError("glue.dir is missing: source=local needs the folder that holds CoLA/, RTE/, ...")
+        paths("glue", self, ("dir",))
         known = suite_tasks(self.suite)
         for name in self.tasks:
             if name not in known:

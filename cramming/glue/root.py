@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from cramming.checks import paths
 from cramming.glue.config import GlueConfig
 from cramming.train.root import PretrainRoot
 
@@ -12,3 +13,7 @@ class GlueRoot(PretrainRoot):
 
     glue: GlueConfig = field(default_factory=GlueConfig)
     checkpoint: str | None = None  # a model folder; null takes the pretraining run of this configuration
+
+    def __post_init__(self) -> None:
+        paths("", self, ("checkpoint",))
+        super().__post_init__()

@@ -85,8 +85,9 @@ def run_suite(suite: Suite, world: World | None = None) -> list[Record]:
     load_classifier(pretrained, tasks[0], config.dropout)  # weights that do not fit must show before the first training
     data = [load_task(suite, task) for task in tqdm(tasks, desc="reading tasks", unit="task", leave=False)]
     rehearse(dict.fromkeys(name for task in tasks for name in task.metrics))
-    for folder in filter(None, (suite.results_dir / "runs", suite.kept)):
-        check_writable(folder)
+    for key, folder in (("results_dir", suite.results_dir / "runs"), ("output_dir", suite.kept)):
+        if folder is not None:
+            check_writable(folder, key)
     steps = {each.task.name: steps_of(config, each) for each in data}
     warmups = warmup_steps(steps, config.warmup_fraction, config.warmup)
     records = []

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from cramming.checks import number, numbers, one_of
+from cramming.checks import number, numbers, one_of, paths
 from cramming.errors import UserError
 from cramming.runs import Keys, essence, listed
 from fff.activations import ACTIVATIONS
@@ -89,6 +89,7 @@ class ImagesConfig:
         one_of("images.activation", self.activation, ACTIVATIONS)
         if self.source == "hub" and not self.id:
             raise UserError("images.id is missing: source=hub needs a data set, e.g. images=mnist.")
+        paths("images", self, ("id",))
         if not self.name or len(self.name) > MAX_NAME or not self.name.replace("_", "").isalnum():
             raise UserError(
                 f"images.name is {self.name[:60]!r}; use at most {MAX_NAME} letters, digits and _: it names files."

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from cramming.checks import paths
 from cramming.images.config import ImagesConfig
 
 
@@ -11,3 +12,6 @@ class ImagesRoot:
 
     results_dir: str = "results"
     images: ImagesConfig = field(default_factory=ImagesConfig)
+
+    def __post_init__(self) -> None:
+        paths("", self, ("results_dir",))

@@ -24,7 +24,7 @@ def run_images(root: ImagesRoot) -> list[Record]:
     """
     config, results = root.images, Path(root.results_dir)
     data, library = load_images(config), data_library(config)
-    check_writable(results / "runs")
+    check_writable(results / "runs", "results_dir")
     fingerprint = data.fingerprint()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     data = ImageData(data.train.to(device), data.valid.to(device), data.test.to(device), data.classes)

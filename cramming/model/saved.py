@@ -78,9 +78,9 @@ def open_pretrained(path: Path) -> Pretrained:
         UserError: something is missing, damaged, of another kind, or named so that no file may be called after it.
     """
     folder = path / "model" if (path / "model").is_dir() else path
-    if not (folder / CONFIG).exists():
+    config = _table(folder / CONFIG) if (folder / CONFIG).exists() else {}
+    if not config or "train" in config:  # nothing, or an unfinished run's own configuration
         raise UserError(f"checkpoint: {path} holds no finished model (no {CONFIG}); run `make pretrain EXP=...` first.")
-    config = _table(folder / CONFIG)
     expected = cramming.model.CrammedConfig.model_type
     if config.get("model_type") != expected:
         raise UserError(

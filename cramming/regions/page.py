@@ -20,7 +20,7 @@ def check_page(path: Path) -> None:
     """What would not let the page be written must show before it is measured: UserError for a folder, or OSError."""
     if path.is_dir():
         raise UserError(f"--out: {path} is a folder; name a file in it, e.g. {path}/regions.html.")
-    check_writable(path.parent)
+    check_writable(path.parent, "--out", path.name)
 
 
 def write_page(regions: Regions, path: Path) -> int:

@@ -2,9 +2,14 @@
 
 from dataclasses import dataclass
 
+from cramming.checks import paths
+
 
 @dataclass(frozen=True)
 class TablesRoot:
     """`make tables`."""
 
     results_dir: str = "results"
+
+    def __post_init__(self) -> None:
+        paths("", self, ("results_dir",))

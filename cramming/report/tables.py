@@ -16,6 +16,7 @@ from cramming.report.pretraining import pretraining_csv, pretraining_markdown
 from cramming.report.speed import speed_tables
 from cramming.report.suites import glue_csv, glue_markdown, mini_csv, mini_markdown
 
+CHECKOUT = Path(__file__).resolve().parents[2]
 # What code raises that finds another value than a record has there.
 MALFORMED = (AttributeError, LookupError, TypeError, ValueError, ArithmeticError, UserError)
 
@@ -31,6 +32,13 @@ def read_paper(path: Path) -> dict[str, Any]:
     if not isinstance(facts, dict) or "glue" not in facts:
         raise UserError(f"{path} has no key 'glue'; git checkout {path}.")
     return facts
+
+
+def paper_file(results_dir: Path) -> Path:
+    """Where the published numbers are; runs that were written elsewhere have the checkout's."""
+    own = results_dir / "paper.yaml"
+    elsewhere = (results_dir / "runs").is_dir() and not own.exists()
+    return CHECKOUT / "results" / "paper.yaml" if elsewhere else own
 
 
 def build_tables(records: list[Record], paper: dict[str, Any]) -> dict[str, str]:
@@ -54,7 +62,7 @@ def build_tables(records: list[Record], paper: dict[str, Any]) -> dict[str, str]
 
 def write_tables(results_dir: Path) -> list[Path]:
     """Write every table and picture of curves, and return the paths. UserError names a damaged record."""
-    records, paper = read_records(results_dir), read_paper(results_dir / "paper.yaml")
+    records, paper = read_records(results_dir), read_paper(paper_file(results_dir))
     remove_leftovers(results_dir / "runs")
     try:
         tables, curves = build_tables(records, paper), draw_curves(records)

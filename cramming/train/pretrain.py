@@ -41,7 +41,8 @@ def pretrain(root: PretrainRoot, prepared: Path | None = None) -> Path:
     check_examples(root.data.examples)
     check_wandb(root.wandb)
     if world.main:
-        check_writable(Path(root.results_dir) / "runs")
+        check_writable(Path(root.results_dir) / "runs", "results_dir")
+        check_writable(Path(root.output_dir) / "runs", "output_dir")
     busy = f"{folder.path} is being trained by another process; wait for it, or change the seed or the configuration."
     with locked(folder.path / ".lock", wait=False, busy=busy) if world.main else contextlib.nullcontext():
         run = Run(root, folder, world, shared_data(root, prepared, world))

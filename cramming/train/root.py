@@ -5,6 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from cramming.checks import paths
 from cramming.data.config import DataConfig
 from cramming.errors import UserError
 from cramming.files import checked_name
@@ -66,6 +67,7 @@ class PretrainRoot:
     wandb: WandbConfig = field(default_factory=WandbConfig)
 
     def __post_init__(self) -> None:
+        paths("", self, ("output_dir", "results_dir"))
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed is {self.seed}; set it from 0 to 2^32 - 1.")
         checked_name(self.experiment, "experiment")

@@ -1,13 +1,19 @@
 """Every shipped configuration composes; the paper's rows have their neurons; mistakes are named."""
 
+import functools
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
 
+from cramming.checks import at_home
+from cramming.config import CONFIGS, register
+from cramming.data.config import HubDataset
+from cramming.data.sources.corpus import match_globs
 from cramming.errors import UserError
 from cramming.model.config import FFNConfig, ModelConfig
 from cramming.train.root import PretrainRoot
@@ -83,3 +89,61 @@ def test_a_mistake_ends_in_one_line_and_status_2() -> None:
     assert done.returncode == 2
     assert done.stderr.strip().startswith("error: model.heads is 5")
     assert "Traceback" not in done.stderr
+
+
+def test_a_tilde_is_the_home_folder_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert at_home("~/r", "output_dir") == f"{tmp_path}/r"
+    for path in ("outputs", "./~", "a~b", "/x/~"):
+        assert at_home(path, "output_dir") == path
+    with pytest.raises(UserError, match=r"output_dir is '~no\.body/r', and ~no.body is nobody's home"):
+        at_home("~no.body/r", "output_dir")
+
+
+@pytest.mark.parametrize(
+    ("root", "key"),
+    [
+        ("pretrain", "output_dir"),
+        ("pretrain", "results_dir"),
+        ("glue", "output_dir"),
+        ("glue", "checkpoint"),
+        ("glue", "glue.dir"),
+        ("images", "results_dir"),
+        ("images", "images.id"),
+        ("tables", "results_dir"),
+    ],
+)
+def test_a_path_may_begin_at_home(root: str, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert functools.reduce(getattr, key.split("."), composed(root, f"{key}='~/r'")) == "/home/somebody/r"
+    with pytest.raises(UserError, match=rf"{key} is '~no\.body/r', and ~no.body is nobody's home"):
+        composed(root, f"{key}='~no.body/r'")
+
+
+def test_so_may_those_of_the_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert HubDataset("~/r").id == f"{tmp_path}/r"
+    (tmp_path / "a.txt").write_text("text")
+    assert match_globs("data.files", ["~/*.txt"]) == [tmp_path / "a.txt"]
+    for refused in (lambda: match_globs("data.files", ["~no.body/*.txt"]), lambda: HubDataset("~no.body/r")):
+        with pytest.raises(UserError, match=r"data.* is '~no.body/.*nobody's home"):
+            refused()
+
+
+@pytest.mark.parametrize(
+    ("root", "output_dir", "plan"),
+    [
+        ("pretrain", "outputs", "outputs/sweeps"),
+        ("pretrain", "/elsewhere", "/elsewhere/sweeps"),
+        ("glue", "~/r", "/home/somebody/r/sweeps"),
+        ("images", None, "outputs/sweeps"),
+    ],
+)
+def test_a_sweeps_plan_lies_beside_its_runs(
+    root: str, output_dir: str | None, plan: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    register()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = compose(root, [f"output_dir='{output_dir}'"] if output_dir else [], return_hydra_config=True)
+    assert config.hydra.sweep.dir == plan

@@ -1,5 +1,6 @@
 """Errors leave every command as one line with a status; bugs leave with their traceback."""
 
+import argparse
 import errno
 import signal
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cramming.door import door, explained
+from cramming.door import door, explained, path_argument
 from cramming.errors import UserError
 from tests.helpers.commands import command, inline
 
@@ -101,3 +102,12 @@ def test_a_terminal_that_cannot_show_a_character_ends_no_run() -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout == b"1 \\u2013 2\n"
+
+
+def test_a_path_of_the_command_line_may_begin_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    options = argparse.ArgumentParser(exit_on_error=False)
+    options.add_argument("--out", type=path_argument)
+    assert options.parse_args(["--out=~/page.html"]).out == Path("/home/somebody/page.html")
+    with pytest.raises(argparse.ArgumentError, match="nobody's home"):
+        options.parse_args(["--out=~no.body/page.html"])

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cramming.errors import UserError
-from cramming.files import checked_name, commit_folder, new_folder
+from cramming.files import check_writable, checked_name, commit_folder, new_folder
 
 
 def test_a_new_folder_is_complete_or_absent_and_touches_nothing_beside_it(tmp_path: Path) -> None:
@@ -72,3 +72,15 @@ def test_a_name_that_is_no_plain_part_of_a_path_is_refused(name: object) -> None
 def test_names_of_runs_pass() -> None:
     for name in ("quickstart-1x9-s0-3fa2c1", "glue-a-b_c.d+e=1", "größe-1x9", "x" * 160):
         assert checked_name(name, "here") == name
+
+
+def test_an_unwritable_folder_is_named_with_its_key(tmp_path: Path) -> None:
+    check_writable(tmp_path / "a" / "b", "results_dir", "c.json")
+    assert not any((tmp_path / "a" / "b").iterdir())
+    (tmp_path / "file").touch()
+    for folder in (Path("/proc/self"), tmp_path / "file" / "in", tmp_path / "file"):
+        with pytest.raises(OSError, match="results_dir") as raised:
+            check_writable(folder, "results_dir")
+        assert raised.value.filename == f"results_dir: {folder}", "not a file of a moment"
+    with pytest.raises(OSError, match="name too long"):
+        check_writable(tmp_path, "--out", "x" * 300)

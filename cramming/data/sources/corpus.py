@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from cramming.checks import at_home
 from cramming.data.sources.readers import kind, read_documents
 from cramming.data.sources.source import Advance, Mended, no_progress
 from cramming.errors import UserError
@@ -86,7 +87,7 @@ def match_globs(key: str, patterns: list[str]) -> list[Path]:
         raise UserError(f"{key} is empty; give at least one glob, e.g. {key}='[/path/to/*.txt]'.")
     found: dict[Path, None] = {}
     for pattern in patterns:
-        matches = sorted(Path(name) for name in glob.glob(str(Path(pattern).expanduser()), recursive=True))
+        matches = sorted(Path(name) for name in glob.glob(at_home(pattern, key), recursive=True))
         matches = [path for path in matches if path.is_file()]
         if not matches:
             raise UserError(f"{key}: {pattern!r} matches no file in {Path.cwd()}; correct the path or the glob.")

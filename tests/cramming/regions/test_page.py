@@ -235,6 +235,10 @@ def test_a_bad_checkpoint_is_named(folder: Path, tmp_path: Path) -> None:
     text = folder / "text.txt"
     with pytest.raises(UserError, match="nowhere holds no finished model"):
         measure(tmp_path / "nowhere", text, 100)
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "config.json").write_text('{"train": {}, "experiment": "quickstart"}')  # as a run begins
+    with pytest.raises(UserError, match="begun holds no finished model"):
+        measure(tmp_path / "begun", text, 100)
     with pytest.raises(UserError, match=r"dense has no FFF layers \(ffn.kind is 'dense'\).*DEPTH=7"):
         measure(save_model(tmp_path / "dense", kind="dense", width=64, activation="gelu"), text, 100)
     (tmp_path / "signs.txt").write_text("七人の侍")

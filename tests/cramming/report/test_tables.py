@@ -332,6 +332,13 @@ def test_same_records_give_equal_bytes_whatever_their_order(tmp_path, paper):
     assert {path.name: path.read_bytes() for path in write_tables(tmp_path)} == first
 
 
+def test_results_elsewhere_stand_beside_the_published_numbers_of_the_checkout(tmp_path):
+    record = glue_record(TASKS[0], 0, 0.7)
+    write_json(tmp_path / "runs" / f"{record['name']}.json", {"schema_version": 1, **record})
+    write_tables(tmp_path)
+    assert "3072x0" in (tmp_path / "tables" / "glue.csv").read_text()
+
+
 def test_damaged_inputs_are_named(tmp_path):
     with pytest.raises(UserError, match=r"paper\.yaml is missing"):
         write_tables(tmp_path)
