@@ -9,7 +9,7 @@ from cramming.files import checked_name
 SOURCES = ("docs", "text", "hub", "readymade")
 ORDERS = ("random", "length")
 NORMALISERS = ("paper", "ascii", "unicode")
-LEAST_VOCABULARY, MOST_VOCABULARY = 64, 1 << 20
+LEAST_VOCABULARY, MOST_VOCABULARY = 64, 1_000_000
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class DataConfig:
     def _check_numbers(self) -> None:
         numbers("data", self, ("tokenizer_megabytes", "valid_max_megabytes", "max_megabytes"), above=0)
         number("data.max_tokens_per_char", self.max_tokens_per_char, above=0)
-        number("data.seq_len", self.seq_len, least=1, most=1 << 20)
+        number("data.seq_len", self.seq_len, least=1, most=1_000_000)
         number(
             "data.vocab_size",
             self.vocab_size,

@@ -69,7 +69,7 @@ class PreparedData:
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """The tokenizer that made the tokens."""
-        return PreTrainedTokenizerFast.from_pretrained(str(self.folder / TOKENIZER))
+        return PreTrainedTokenizerFast.from_pretrained(str(self.folder / TOKENIZER), trust_remote_code=False)
 
     def token_id(self, token: str) -> int:
         """Id of a special token."""

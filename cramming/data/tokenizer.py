@@ -74,8 +74,8 @@ def wrong_size(vocab_size: int, found: int) -> UserError:
     """The error for a text that does not give the tokens asked for."""
     if found < LEAST_VOCABULARY:
         return UserError(
-            f"data: the text gives {found} tokens, too few for any data.vocab_size; give more text, or text of more "
-            "letters."
+            f"data: the text gives {found} tokens, too few for any data.vocab_size (from {LEAST_VOCABULARY}); "
+            "give more text."
         )
     mend = f"set data.vocab_size={found}"
     if found < vocab_size:
@@ -131,7 +131,10 @@ def load_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
     """Read `folder`/tokenizer.json; UserError when it is missing, or its size or special ids do not fit."""
     path = folder / "tokenizer.json"
     if not path.is_file():
-        raise UserError(f"data.tokenizer: {path} is missing; give a folder that save_pretrained wrote, or null.")
+        raise UserError(
+            f"data.tokenizer: {path} is missing; give a folder that save_pretrained wrote, or null (code that a "
+            "tokenizer brings is never run)."
+        )
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises plain Exception

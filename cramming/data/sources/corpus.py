@@ -88,10 +88,12 @@ def match_globs(key: str, patterns: list[str]) -> list[Path]:
     found: dict[Path, None] = {}
     for pattern in patterns:
         matches = sorted(Path(name) for name in glob.glob(at_home(pattern, key), recursive=True))
-        matches = [path for path in matches if path.is_file()]
-        if not matches:
+        files = [path for path in matches if path.is_file()]
+        if matches and not files:
+            raise UserError(f"{key}: {pattern!r} is a folder; say which of its files, e.g. {matches[0] / '*.txt'}.")
+        if not files:
             raise UserError(f"{key}: {pattern!r} matches no file in {Path.cwd()}; correct the path or the glob.")
-        found.update(dict.fromkeys(matches))
+        found.update(dict.fromkeys(files))
     for path in found:
         kind(path)
         if path.stat().st_size == 0:

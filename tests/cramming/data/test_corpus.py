@@ -124,6 +124,11 @@ def test_a_glob_without_a_match_is_named(tmp_path, key):
         prepare(config, tmp_path)
 
 
+def test_a_folder_is_no_file(tmp_path):
+    with pytest.raises(UserError, match=r"data\.files: '.*' is a folder; say which of its files, e\.g\. .*/\*\.txt"):
+        prepare(text_config([tmp_path]), tmp_path)
+
+
 def test_one_file_on_both_sides_is_refused(tmp_path):
     path = write_txt(tmp_path / "a.txt", make_documents(5))
     with pytest.raises(UserError, match=r"both match .*a\.txt"):

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cramming.config import CONFIGS
 from cramming.data import prepare as prepare_module
 from cramming.data.config import DataConfig
 from cramming.data.prepare import prepare
@@ -14,6 +15,7 @@ from cramming.data.sources.docstrings import docstrings
 from cramming.data.sources.packages import PACKAGES, Installed, locked_packages, locked_versions
 from cramming.data.sources.prose import is_prose, paragraphs
 from cramming.errors import UserError
+from tests.helpers.composed import composed
 from tests.helpers.data import text_config
 
 NUMPY_STYLE = """
@@ -295,12 +297,14 @@ def test_this_environment_has_every_package_that_the_lock_file_names():
     assert DocsSource(1).identity() == source.identity()
 
 
-def test_the_standard_corpus_is_the_same_everywhere():
-    """A renewed lock file brings other text: put the new hash into STANDARD_SHA256."""
-    source = DocsSource(0)
-    source.check()
-    assert source.documents_sha256() == STANDARD_SHA256
-    assert source.total() > 9_000_000
+def test_the_default_data_are_the_same_everywhere(tmp_path, capsys):
+    """A renewed lock file brings other text: put the new hashes into STANDARD_SHA256 and configs/data/docs.yaml."""
+    config = composed("pretrain", "experiment=quickstart").data
+    data = prepare(config, tmp_path)
+    assert data.manifest["source"]["documents_sha256"] == STANDARD_SHA256
+    assert data.fingerprint in (CONFIGS / "data" / "docs.yaml").read_text()
+    assert "not the standard corpus" not in capsys.readouterr().err
+    assert data.manifest["counts"]["train_tokens"] > 1_700_000
 
 
 def test_text_config_has_no_docs_key(tmp_path):

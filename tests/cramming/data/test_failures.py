@@ -165,8 +165,7 @@ def test_a_file_in_the_place_of_the_result_stays(tmp_path, corpus, data):
     assert (tmp_path / "data" / data.folder.name).read_text() == "mine"
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("after", [b"tokenizer", b"half"])
+@pytest.mark.parametrize(("after", "workers"), [(b"tokenizer", 1), (b"half", 1), (b"half", 2)])
 def test_ctrl_c_ends_the_command_in_one_line(tmp_path, corpus, after, workers):
     """The real command, interrupted while it reads for the tokenizer and while it encodes."""
     code = COMMAND.format(tests=str(Path(__file__).parents[3]))

@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from tokenizers import Tokenizer, normalizers
 from transformers import AutoTokenizer
 
 from cramming.data.normaliser import split_words
+from cramming.data.shards import PreparedData
 from cramming.data.sources.docs import module_paragraphs
 from cramming.data.tokenizer import (
     SPECIAL_TOKENS,
@@ -155,3 +157,22 @@ def test_what_a_message_suggests_is_taken():
     assert train_tokenizer(TEXTS, suggested).get_vocab_size() == suggested
     with pytest.raises(UserError, match=r"set data\.vocab_size=\d+\.$"):
         train_tokenizer([*TEXTS, "abcdefghijklmnopqrstuvwxyz 0123456789 +*~#'"], 70)
+
+
+def test_code_of_a_tokenizer_is_never_run(folder, tmp_path, monkeypatch):
+    """No question on the terminal either: reading from it would fail."""
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings |= {"tokenizer_class": "Mine", "auto_map": {"AutoTokenizer": ["mine.Mine", "mine.Mine"]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Mine: pass\n")
+    assert load_tokenizer(folder, 200).get_vocab_size() == 200
+    manifest = {"fingerprint": "", "seq_len": 16, "vocab_size": 200, "dtype": "uint16"}
+    manifest |= {"shards": {"train": [], "valid": []}}
+    (tmp_path / "prepared").mkdir()
+    shutil.copytree(folder, tmp_path / "prepared" / "tokenizer", ignore=shutil.ignore_patterns("prepared"))
+    assert len(PreparedData(tmp_path / "prepared", manifest).tokenizer()) == 200
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match="code that a tokenizer brings is never run"):
+        load_tokenizer(folder, 200)
+    assert not (tmp_path / "ran").exists()
