@@ -4,8 +4,6 @@ import importlib.util
 import json
 import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,28 +17,10 @@ from cramming.files import is_full_disk
 from cramming.train import checkpoint, loop
 from cramming.train.checkpoint import Checkpoints
 from cramming.train.config import TrainConfig, WandbConfig
-from cramming.train.history import read_history
 from cramming.train.pretrain import pretrain
 from cramming.train.tracking import check_wandb
+from tests.helpers.process import history_of, run_tiny
 from tests.helpers.tiny import tiny_root
-
-TINY = Path(__file__).parents[1] / "helpers/tiny.py"
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-
-
-def run(folder: Path, *settings: str, processes: int = 1) -> subprocess.CompletedProcess[str]:
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    command = [*launcher, str(TINY), str(folder), *settings]
-    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
-
-
-def history(folder: Path) -> list[dict]:
-    (path,) = (folder / "outputs" / "runs").glob("*/metrics.jsonl")
-    rows = read_history(path)
-    timed = ("train/tokens_per_s", "budget/hours", "fff/usage_time")
-    return [{key: value for key, value in row.items() if key not in timed} for row in rows]
 
 
 def model_file(folder: Path) -> Path:
@@ -51,29 +31,29 @@ def model_file(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
-    done = run(folder)
+    done = run_tiny(folder)
     assert done.returncode == 0, done.stderr
     return folder
 
 
 def test_a_killed_run_goes_on_bit_for_bit(whole: Path, tmp_path: Path) -> None:
-    killed = run(tmp_path, "send=KILL@8")
+    killed = run_tiny(tmp_path, "send=KILL@8")
     assert killed.returncode == -signal.SIGKILL
     assert not list(tmp_path.glob("results/runs/*.json"))
-    assert len(history(tmp_path)) == 8  # the last checkpoint is of step 6: two rows will be written again
-    done = run(tmp_path)
+    assert len(history_of(tmp_path)) == 8  # the last checkpoint is of step 6: two rows will be written again
+    done = run_tiny(tmp_path)
     assert done.returncode == 0, done.stderr
     assert "continues at step 6" in done.stdout
-    assert history(tmp_path) == history(whole)
+    assert history_of(tmp_path) == history_of(whole)
     ours, theirs = load_file(model_file(tmp_path)), load_file(model_file(whole))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def test_two_processes_follow_one(whole: Path, tmp_path: Path) -> None:
-    done = run(tmp_path, "microbatch=4", processes=2)
+    done = run_tiny(tmp_path, "microbatch=4", processes=2)
     assert done.returncode == 0, done.stderr
-    ones, twos = history(whole), history(tmp_path)
+    ones, twos = history_of(whole), history_of(tmp_path)
     assert [(row["step"], row["train/batch"]) for row in twos] == [(row["step"], row["train/batch"]) for row in ones]
     for one, two in zip(ones, twos, strict=True):
         assert two["train/loss"] == pytest.approx(one["train/loss"], abs=2e-4)
@@ -81,9 +61,9 @@ def test_two_processes_follow_one(whole: Path, tmp_path: Path) -> None:
 
 def test_a_process_without_a_share_of_the_validation_set_waits_for_nobody(tmp_path: Path) -> None:
     settings = ("microbatch=4", "valid_sequences=4", "budget_steps=2", "validations=1")
-    done = run(tmp_path, *settings, processes=2)
+    done = run_tiny(tmp_path, *settings, processes=2)
     assert done.returncode == 0, done.stderr
-    assert "valid/loss" in history(tmp_path)[-1]
+    assert "valid/loss" in history_of(tmp_path)[-1]
 
 
 def test_the_record_and_the_exported_model(whole: Path) -> None:
@@ -91,7 +71,7 @@ def test_the_record_and_the_exported_model(whole: Path) -> None:
     record = json.loads(path.read_text())
     assert record["status"] == "finished"
     assert record["samples"]["train_steps"] == 12
-    assert record["metrics"]["valid_loss"] == history(whole)[-1]["valid/loss"]
+    assert record["metrics"]["valid_loss"] == history_of(whole)[-1]["valid/loss"]
     assert record["ffn"] == "2x3"
     config = json.loads((model_file(whole).parent / "config.json").read_text())
     assert config["ffn"]["provider"] == "auto"
@@ -138,7 +118,7 @@ def test_sigterm_leaves_a_checkpoint_and_the_run_continues(tmp_path: Path, monke
             pretrain(root)
     assert (root.run_folder / "checkpoints" / "step-5").is_dir()
     pretrain(root)
-    assert [row["step"] for row in history(tmp_path)] == list(range(1, 13))
+    assert [row["step"] for row in history_of(tmp_path)] == list(range(1, 13))
 
 
 def test_a_token_budget_survives_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,7 +130,7 @@ def test_a_token_budget_survives_a_resume(tmp_path: Path, monkeypatch: pytest.Mo
         with pytest.raises(Stopped):
             pretrain(root)
     pretrain(root)
-    assert history(tmp_path / "stopped") == history(tmp_path / "whole")
+    assert history_of(tmp_path / "stopped") == history_of(tmp_path / "whole")
 
 
 def test_a_non_finite_loss_stops_the_run_and_keeps_the_checkpoint(
@@ -192,7 +172,7 @@ def test_the_gradient_that_is_named_is_the_one_that_was_not_finite(
 
 def test_what_a_killed_export_left_is_removed_by_the_next_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = tiny_root(tmp_path, budget_steps=2, checkpoints=1, validations=1)
-    done = run(tmp_path, "send=KILL@export", "budget_steps=2", "checkpoints=1", "validations=1")
+    done = run_tiny(tmp_path, "send=KILL@export", "budget_steps=2", "checkpoints=1", "validations=1")
     assert done.returncode == -signal.SIGKILL, done.stderr
     (left,) = root.run_folder.glob(".model.*")
     assert list(left.iterdir())
@@ -271,7 +251,7 @@ def test_fp16_without_a_gpu_is_refused(tmp_path: Path) -> None:
 def test_bf16_trains(tmp_path: Path) -> None:
     root = tiny_root(tmp_path, budget_steps=2, checkpoints=1, validations=1)
     pretrain(replace(root, train=replace(root.train, precision="bf16")))
-    assert history(tmp_path)[-1]["valid/loss"] < 6
+    assert history_of(tmp_path)[-1]["valid/loss"] < 6
 
 
 def test_hours_need_one_budget() -> None:

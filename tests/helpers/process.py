@@ -3,6 +3,14 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
+
+from cramming.train.history import read_history
+
+TINY = Path(__file__).with_name("tiny.py")
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+TIMED = ("train/tokens_per_s", "budget/hours", "fff/usage_time")  # what no two runs share
 
 
 def in_a_new_process(code: str, **environment: str) -> str:
@@ -16,3 +24,23 @@ def in_a_new_process(code: str, **environment: str) -> str:
         check=True,
     )
     return done.stdout + done.stderr
+
+
+def tiny_command(folder: Path, *settings: str, processes: int = 1) -> list[str]:
+    """The command of a tiny run (see tests/helpers/tiny.py) in as many processes."""
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    return [*launcher, str(TINY), str(folder), *settings]
+
+
+def run_tiny(folder: Path, *settings: str, processes: int = 1) -> subprocess.CompletedProcess[str]:
+    """The tiny run until it ends."""
+    command = tiny_command(folder, *settings, processes=processes)
+    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+
+
+def history_of(folder: Path) -> list[dict[str, Any]]:
+    """The rows of the one run there, without what no two runs share."""
+    (path,) = (folder / "outputs" / "runs").glob("*/metrics.jsonl")
+    return [{key: value for key, value in row.items() if key not in TIMED} for row in read_history(path)]

@@ -1,0 +1,96 @@
+"""Signals and clocks of whole tiny runs, in one process and in two. Not what a resumed run computes (test_pretrain)."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from cramming.train.pretrain import pretrain
+from tests.helpers.process import ENVIRONMENT, history_of, run_tiny, tiny_command
+from tests.helpers.tiny import tiny_root
+
+
+def run_folder(folder: Path) -> Path:
+    (found,) = (folder / "outputs" / "runs").iterdir()
+    return found
+
+
+def record_of(folder: Path) -> dict:
+    return json.loads((run_folder(folder) / "record.json").read_text())
+
+
+def unfinished(folder: Path) -> list[str]:
+    """What is hidden and no lock: nothing, where all was written whole."""
+    return [str(path) for path in folder.rglob(".*") if path.suffix != ".lock" and path.name != ".lock"]
+
+
+def test_a_signal_to_one_process_ends_both_at_one_step_and_they_go_on(tmp_path: Path) -> None:
+    done = run_tiny(tmp_path, "microbatch=4", "checkpoints=1", "send=TERM@2", "rank=1", processes=2)
+    assert done.returncode != 0
+    assert "Stopped by a signal to another process at step 10" in done.stderr
+    assert done.stderr.count("Traceback") == 1, "the launcher's own, whenever a process ends with a status"
+    (checkpoint,) = (run_folder(tmp_path) / "checkpoints").iterdir()
+    assert checkpoint.name == "step-10", "the first step at which processes meet"
+    assert {path.name for path in checkpoint.glob("process-*.pt")} == {"process-0.pt", "process-1.pt"}
+    done = run_tiny(tmp_path, "microbatch=4", "checkpoints=1", processes=2)
+    assert done.returncode == 0, done.stderr
+    assert "continues at step 10" in done.stdout
+    assert [row["step"] for row in history_of(tmp_path)] == list(range(1, 13))
+    assert record_of(tmp_path)["machine"]["processes"] == 2
+
+
+def test_hours_end_on_all_processes_at_one_step(tmp_path: Path) -> None:
+    budget = ("budget_steps=null", f"budget_hours={2 / 3600}", "checkpoints=1", "validations=1")
+    done = run_tiny(tmp_path, "microbatch=4", *budget, processes=2)
+    assert done.returncode == 0, done.stderr
+    (checkpoint,) = (run_folder(tmp_path) / "checkpoints").iterdir()
+    assert {path.name for path in checkpoint.glob("process-*.pt")} == {"process-0.pt", "process-1.pt"}
+    step = history_of(tmp_path)[-1]["step"]
+    assert checkpoint.name == f"step-{step}"
+    assert step % 10 == 0, "a budget in hours moves where processes meet"
+    assert record_of(tmp_path)["metrics"]["hours"] * 3600 >= 2
+
+
+@pytest.mark.parametrize("place", ["5", "checkpoint"])
+def test_a_second_interrupt_ends_at_once_and_leaves_nothing_half(tmp_path: Path, place: str) -> None:
+    done = run_tiny(tmp_path, f"send=INT+INT@{place}", "checkpoints=3")
+    assert done.returncode == 128 + signal.SIGINT, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.endswith("stopped by Ctrl-C\n")
+    assert not list(tmp_path.glob("results/runs/*.json"))
+    complete = [path.name for path in (run_folder(tmp_path) / "checkpoints").glob("[!.]*")]
+    assert complete == (["step-4"] if place == "5" else [])
+    pretrain(tiny_root(tmp_path, checkpoints=3))
+    assert [row["step"] for row in history_of(tmp_path)] == list(range(1, 13))
+    assert not unfinished(tmp_path)
+
+
+def test_time_in_which_a_run_was_halted_is_not_of_its_hours(tmp_path: Path) -> None:
+    budget = ("budget_steps=null", f"budget_hours={3 / 3600}", "checkpoints=1", "validations=1")
+    process = subprocess.Popen(
+        tiny_command(tmp_path, *budget), env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not any(path.stat().st_size for path in tmp_path.glob("outputs/runs/*/metrics.jsonl")):
+            assert process.poll() is None, "ended before it trained"
+            assert time.monotonic() < deadline, "no row in a minute"
+            time.sleep(0.01)
+        process.send_signal(signal.SIGSTOP)
+        halted = time.monotonic()
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+        time.sleep(4)  # longer than the budget: what is tested is the time itself
+        halted = time.monotonic() - halted
+        process.send_signal(signal.SIGCONT)
+        _, told = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 0, told
+    record = record_of(tmp_path)
+    assert record["seconds_not_counted"] == pytest.approx(halted, abs=1)
+    assert 3 <= record["metrics"]["hours"] * 3600 < 3 + halted / 2
+    assert record["curve"][-1]["progress"] == 1
