@@ -55,15 +55,19 @@ def worker_pool(
 
 def started_pool(workers: int, context: Any, arguments: tuple[Any, ...]) -> ProcessPoolExecutor:
     """A pool with its processes started; UserError where the system refuses the processes or what they share."""
+    # Held back until each worker leaves Ctrl-C to this process.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         pool = ProcessPoolExecutor(workers, context, start_worker, arguments)
-        pool.submit(no_setup)
+        pool.submit(no_setup)  # the first call starts them all, where they are forked
     except (OSError, MemoryError) as error:
         what = getattr(error, "strerror", None) or type(error).__name__
         raise UserError(
             f"data.workers: {workers} worker processes cannot be started ({what}; a full /dev/shm, or a limit of "
             "processes or memory); set data.workers=1, which needs none."
         ) from None
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return pool
 
 
@@ -80,6 +84,7 @@ class Inline(Executor):
 def start_worker(setup: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     """Prepare a new worker: the parent handles Ctrl-C, and a worker whose parent is gone leaves."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=leave_with_parent, daemon=True).start()
     setup(*arguments)

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import pytest
 from cramming.train.pretrain import pretrain
 from tests.helpers.process import ENVIRONMENT, history_of, run_tiny, tiny_command
 from tests.helpers.tiny import tiny_root
+
+ROOT = Path(__file__).parents[2]
 
 
 def run_folder(folder: Path) -> Path:
@@ -67,6 +70,62 @@ def test_a_second_interrupt_ends_at_once_and_leaves_nothing_half(tmp_path: Path,
     pretrain(tiny_root(tmp_path, checkpoints=3))
     assert [row["step"] for row in history_of(tmp_path)] == list(range(1, 13))
     assert not unfinished(tmp_path)
+
+
+PREPARE = """
+import os, signal, sys
+from dataclasses import replace
+from pathlib import Path
+
+from cramming.data import encode, workers
+from cramming.data.prepare import prepare
+from cramming.door import door
+from tests.helpers.tiny import tiny_root
+
+start, in_order = workers.start_worker, workers.in_order
+
+def struck_early(*arguments):
+    os.kill(os.getpid(), signal.SIGINT)
+    start(*arguments)
+
+def struck_while_they_work(*arguments):
+    for number, result in enumerate(in_order(*arguments)):
+        if number == 1:
+            os.killpg(0, signal.SIGINT)
+        yield result
+
+if sys.argv[2] == "starting":
+    workers.start_worker = struck_early
+else:
+    encode.in_order = struck_while_they_work
+root = tiny_root(Path(sys.argv[1]))
+with door():
+    prepare(replace(root.data, workers=2), Path(root.output_dir))
+"""
+
+
+@pytest.mark.parametrize(("when", "status"), [("starting", 0), ("working", 128 + signal.SIGINT)])
+def test_an_interrupt_of_preparation_ends_its_workers_without_a_word_of_theirs(
+    tmp_path: Path, when: str, status: int
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", PREPARE, str(tmp_path), when],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # Ctrl-C reaches a terminal's whole group
+    )
+    _, told = process.communicate(timeout=120)  # to the end of all who hold the pipes: of the workers too
+    assert process.returncode == status, told
+    assert "Traceback" not in told
+    assert "KeyboardInterrupt" not in told
+    if status:
+        assert told.endswith("stopped by Ctrl-C\n")
+        assert not [path for path in (tmp_path / "outputs" / "data").iterdir() if path.is_dir()]
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
 
 
 def test_time_in_which_a_run_was_halted_is_not_of_its_hours(tmp_path: Path) -> None:
