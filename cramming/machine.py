@@ -18,7 +18,7 @@ def cpu_name() -> str:
     info = Path("/proc/cpuinfo")
     if not info.exists():
         return platform.processor() or platform.machine()
-    lines = info.read_text().splitlines()
+    lines = info.read_text("utf-8", "replace").splitlines()
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 

@@ -215,7 +215,9 @@ def git_state() -> dict[str, Any]:
 
     def git(*arguments: str) -> str | None:
         try:
-            done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, timeout=10)
+            # Of a container's user the checkout is another's. Its code runs already, so that git may trust it, too.
+            command = ["git", "-c", f"safe.directory={root}", "--no-optional-locks", *arguments]
+            done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=10)
         except (OSError, subprocess.TimeoutExpired):
             return None
         return done.stdout.strip() if done.returncode == 0 else None

@@ -96,7 +96,7 @@ def fetch_tokenizer(dataset: HubDataset) -> Path:
 
 def renumber(path: Path) -> tuple[Tokenizer, np.ndarray]:
     """(tokenizer with the special tokens at 0 to 6 and our templates, int64 (vocab,) new id of each old id)."""
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text("utf-8"))
     vocabulary: dict[str, int] = content["model"]["vocab"]
     if missing := [token for token in SPECIAL_TOKENS if token not in vocabulary]:
         raise UserError(f"{path} has no {', '.join(missing)}; data.source=readymade needs all special tokens.")

@@ -36,11 +36,11 @@ def page(regions: Regions) -> str:
     data = json.dumps(contents(regions), ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
     parts = {
         "{{title}}": html.escape(f"Regions of {regions.run}"),
-        "{{style}}": (HOME / "page.css").read_text(),
-        "{{script}}": "\n".join((HOME / name).read_text() for name in SCRIPTS),
+        "{{style}}": (HOME / "page.css").read_text("utf-8"),
+        "{{script}}": "\n".join((HOME / name).read_text("utf-8") for name in SCRIPTS),
         "{{data}}": data,
     }
-    result = (HOME / "page.html").read_text()
+    result = (HOME / "page.html").read_text("utf-8")
     for mark, part in parts.items():  # the data come last: nothing is replaced inside of them
         result = result.replace(mark, part)
     return result

@@ -24,7 +24,7 @@ MALFORMED = (AttributeError, LookupError, TypeError, ValueError, ArithmeticError
 def read_paper(path: Path) -> dict[str, Any]:
     """The published numbers; UserError names the file when it is missing or no YAML."""
     try:
-        facts = yaml.safe_load(path.read_text())
+        facts = yaml.safe_load(path.read_text("utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} is missing; it belongs to the repository: git checkout {path}.") from None
     except yaml.YAMLError as error:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from cramming.errors import UserError
 from cramming.objectives.base import Batch
 from cramming.train.checkpoint import rng_state, set_rng_state
 from cramming.train.config import TrainConfig
@@ -19,6 +20,21 @@ def compiled(model: nn.Module, config: TrainConfig) -> nn.Module:
         return model
     # Shapes are static; a second one (the end of the validation set) is worth its own graph.
     return torch.compile(model, dynamic=False, mode=config.compile_mode)  # type: ignore[return-value]
+
+
+def check_compiler(config: TrainConfig, device: torch.device) -> None:
+    """Find before the data are made that torch.compile has no C++ compiler for a CPU's passes (UserError)."""
+    if not config.compile or device.type != "cpu":
+        return
+    from torch._inductor import cpp_builder  # slow to import, and needed only here
+
+    try:
+        cpp_builder.get_cpp_compiler()
+    except RuntimeError as error:
+        raise UserError(
+            f"train.compile is true, and torch.compile finds no C++ compiler ({error}); install one "
+            "(Debian: apt install g++), set CXX to it, or set train.compile=false."
+        ) from error
 
 
 def uses_graphs(config: TrainConfig) -> bool:

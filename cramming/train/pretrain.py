@@ -13,6 +13,7 @@ from cramming.parallel.world import World, open_world
 from cramming.record import read_record
 from cramming.train.assemble import check_layer
 from cramming.train.checkpoint import MANIFEST as CHECKPOINT
+from cramming.train.compiled import check_compiler
 from cramming.train.finished import ended_already, model_is_whole
 from cramming.train.root import PretrainRoot
 from cramming.train.run import Run, RunFolder
@@ -40,6 +41,7 @@ def pretrain(root: PretrainRoot, prepared: Path | None = None) -> Path:
     check_layer(root)
     check_examples(root.data.examples)
     check_wandb(root.wandb)
+    check_compiler(root.train, world.device)
     if world.main:
         check_writable(Path(root.results_dir) / "runs", "results_dir")
         check_writable(Path(root.output_dir) / "runs", "output_dir")

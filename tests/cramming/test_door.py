@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import os
 import signal
 import subprocess
 import sys
@@ -111,3 +112,24 @@ def test_a_path_of_the_command_line_may_begin_at_home(monkeypatch: pytest.Monkey
     assert options.parse_args(["--out=~/page.html"]).out == Path("/home/somebody/page.html")
     with pytest.raises(argparse.ArgumentError, match="nobody's home"):
         options.parse_args(["--out=~no.body/page.html"])
+
+
+def test_files_of_the_project_are_utf8_whatever_the_locale(tmp_path: Path) -> None:
+    for name, content in (("a.json", '"\u00e9"'), ("lock", "# \u00e9\na==1"), ("paper.yaml", "glue: \u00e9")):
+        (tmp_path / name).write_text(content, encoding="utf-8")
+    code = f"""if True:
+        from pathlib import Path
+        from types import SimpleNamespace
+        from cramming.data.sources.packages import locked_versions
+        from cramming.files import read_json
+        from cramming.regions import page
+        from cramming.report.tables import read_paper
+        assert read_json(Path({str(tmp_path / "a.json")!r})) == chr(0xe9)
+        assert locked_versions(Path({str(tmp_path / "lock")!r})) == dict(a="1")
+        assert read_paper(Path({str(tmp_path / "paper.yaml")!r})) == dict(glue=chr(0xe9))
+        page.contents = lambda regions: dict()
+        assert "<script" in page.page(SimpleNamespace(run="a"))
+        """
+    ascii_alone = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=ascii_alone, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr

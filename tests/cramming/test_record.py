@@ -165,6 +165,18 @@ def test_a_repository_around_unpacked_code_is_not_its_own(tmp_path: Path, monkey
     assert git_state.__wrapped__() == {"commit": None, "dirty": None}
 
 
+def test_a_checkout_of_another_user_is_named_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cramming").mkdir()
+    (tmp_path / "cramming" / "record.py").touch()
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=b"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "a"]):
+        subprocess.run([*git, *words], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    monkeypatch.setattr(room, "__file__", str(tmp_path / "cramming" / "record.py"))
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")  # as a container's user finds it
+    assert git_state.__wrapped__() == {"commit": head, "dirty": False}
+
+
 def test_no_committed_result_names_a_place_on_somebodys_machine() -> None:
     results = Path(__file__).parents[2] / "results"
     places = re.compile(r'"(?:/|~/|\.\./|[A-Za-z]:\\)[^"]*"')

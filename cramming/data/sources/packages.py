@@ -81,7 +81,7 @@ def locked_versions(lock: Path) -> dict[str, str]:
     """Package -> version in a lock file."""
     if not lock.is_file():
         raise UserError(f"data.source=docs needs {lock}, which is missing; use a whole checkout, or data.source=text.")
-    lines = (line.partition("#")[0].partition(";")[0] for line in lock.read_text().splitlines())
+    lines = (line.partition("#")[0].partition(";")[0] for line in lock.read_text("utf-8").splitlines())
     pairs = (line.split("==") for line in lines if "==" in line)
     return {name.strip(): version.strip() for name, version in pairs}
 

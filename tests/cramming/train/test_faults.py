@@ -215,3 +215,12 @@ def test_a_run_says_when_another_provider_goes_on(monkeypatch: pytest.MonkeyPatc
     with pytest.warns(UserWarning, match="began with provider cpu and goes on with gather"):
         providers.on_step(trainer, None)  # type: ignore[arg-type]
     assert providers.names == "cpu + gather"
+
+
+def test_a_missing_compiler_shows_before_the_data_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor import config
+
+    monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
+    with pytest.raises(UserError, match=r"train\.compile is true, and .* no C\+\+ compiler"):
+        pretrain(tiny_root(tmp_path, compile=True))
+    assert not list((tmp_path / "outputs").glob("data/*"))
