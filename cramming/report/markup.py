@@ -1,4 +1,4 @@
-"""Numbers and rows as Markdown and CSV text, always the same for the same input. Not what stands in the tables."""
+"""Numbers and rows as Markdown, CSV and LaTeX, always the same for the same input. Not what stands in the tables."""
 
 import csv
 import io
@@ -8,6 +8,20 @@ from typing import Any
 from cramming.report.stats import Summary
 
 MISSING = "—"
+LATEX = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "≤": r"$\le$",
+        "≥": r"$\ge$",
+        "–": "--",
+        "—": "---",
+    }
+)
 
 
 def number(value: float | None, digits: int) -> str:
@@ -44,3 +58,11 @@ def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 def bullets(items: Iterable[str], none: str) -> str:
     """A Markdown list, or the sentence `none`."""
     return "\n".join(f"- {item}" for item in items) or none
+
+
+def latex_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A `tabular` for the package booktabs: the first column to the left, the others to the right."""
+    lines = [" & ".join(cell.translate(LATEX) for cell in line) + r" \\" for line in (header, *rows)]
+    columns = "l" + "r" * (len(header) - 1)
+    body = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", lines[0], r"\midrule", *lines[1:]]
+    return "\n".join([*body, r"\bottomrule", r"\end{tabular}"])

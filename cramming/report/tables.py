@@ -1,4 +1,4 @@
-"""Writing results/tables and results/curves from results/runs and results/paper.yaml alone. Not a page's content."""
+"""Writing results/tables, curves and figures from results/runs and results/paper.yaml alone. Not a page's content."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,10 @@ import yaml
 from cramming.errors import UserError
 from cramming.files import remove_leftovers, write_atomic
 from cramming.record import Record, read_records
+from cramming.report.comparisons import comparisons
 from cramming.report.curves import draw_curves
+from cramming.report.effective import effective_csv, effective_markdown, effective_tex
+from cramming.report.figures import draw_figures
 from cramming.report.groups import pretrain_groups, suite_groups
 from cramming.report.images import images_csv, images_markdown
 from cramming.report.leaves import leaves_csv, leaves_markdown
@@ -44,11 +47,15 @@ def paper_file(results_dir: Path) -> Path:
 def build_tables(records: list[Record], paper: dict[str, Any]) -> dict[str, str]:
     """File name -> content of every table; a pure function of its arguments."""
     pretraining = pretrain_groups(records)
+    widths = comparisons(pretraining)
     leaf_fff = paper.get("leaf_fff", {})
     glue, mini = suite_groups(records, "glue"), suite_groups(records, "mini")
     return {
         "pretraining.md": pretraining_markdown(pretraining),
         "pretraining.csv": pretraining_csv(pretraining),
+        "effective_width.md": effective_markdown(widths, pretraining),
+        "effective_width.csv": effective_csv(widths),
+        "effective_width.tex": effective_tex(widths),
         "leaves.md": leaves_markdown(pretraining),
         "leaves.csv": leaves_csv(pretraining),
         "glue.md": glue_markdown(glue, paper["glue"]),
@@ -61,17 +68,19 @@ def build_tables(records: list[Record], paper: dict[str, Any]) -> dict[str, str]
 
 
 def write_tables(results_dir: Path) -> list[Path]:
-    """Write every table and picture of curves, and return the paths. UserError names a damaged record."""
+    """Write every table, picture of curves and figure, and return the paths. UserError names a damaged record."""
     records, paper = read_records(results_dir), read_paper(paper_file(results_dir))
     remove_leftovers(results_dir / "runs")
     try:
         tables, curves = build_tables(records, paper), draw_curves(records)
+        figures = draw_figures(comparisons(pretrain_groups(records)))
     except MALFORMED:
         name_malformed(records, paper)
         raise
     tables |= speed_tables(results_dir / "bench", paper)
     files: dict[str, str | bytes] = {f"tables/{name}": content for name, content in tables.items()}
     files |= {f"curves/{name}": content for name, content in curves.items()}
+    files |= {f"figures/{name}": content for name, content in figures.items()}
     for name, content in files.items():
         write_atomic(results_dir / name, content)
     return [results_dir / name for name in files]

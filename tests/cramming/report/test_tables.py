@@ -70,7 +70,11 @@ def pretrain_record(seed, loss, status="finished", **changes):
         "experiment": "quickstart",
         "ffn": "1x9",
         "group": "g1",
-        "config": {"model": {"layers": 4, "hidden_size": 256}, "train": {"budget_tokens": 4_000_000}},
+        "config": {
+            "model": {"layers": 4, "hidden_size": 256},
+            "ffn": {"kind": "path", "trees": 1, "depth": 9},
+            "train": {"budget_tokens": 4_000_000},
+        },
         "metrics": metrics if status == "finished" else {"unigram_loss": 6.5},
         "samples": {"train_tokens": 4_000_000, "parameters": 5_000_000},
         **changes,
@@ -328,6 +332,7 @@ def test_same_records_give_equal_bytes_whatever_their_order(tmp_path, paper):
     first = {path.name: path.read_bytes() for path in paths}
     names = ("pretraining", "leaves", "glue", "mini", "images", "speed")
     pages = {f"{name}.{end}" for name in names for end in ("md", "csv")}
+    pages |= {f"effective_width.{end}" for end in ("md", "csv", "tex")}
     assert set(first) == pages | {"quickstart-4000000-tokens-abcdef.png"}
     assert {path.name: path.read_bytes() for path in write_tables(tmp_path)} == first
 

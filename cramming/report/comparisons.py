@@ -1,0 +1,199 @@
+"""Which pretraining groups one dense curve can price, and what such a comparison lacks. Not the measure (width.py)."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from cramming.model.config import ModelConfig
+from cramming.record import Record
+from cramming.report.groups import PretrainGroup, layers_of
+from cramming.report.leaves import hardening_of
+from cramming.report.stats import Summary, finite, summarise
+from cramming.report.width import Curve, Worth, worth
+from cramming.runs import default_of
+from cramming.train.config import TrainConfig
+from cramming.train.root import COSMETIC, EQUAL
+
+LEAST_WIDTHS = 4  # of a curve
+LEAST_SEEDS = 3  # of each of its widths
+
+
+@dataclass(frozen=True)
+class Row:
+    """One group with its losses by seed [nats], its neurons in one layer, and what it is worth."""
+
+    label: str
+    losses: dict[int, float]
+    neurons_used: int
+    neurons_trained: int
+    worth: Worth | None
+    notes: tuple[str, ...]
+    records: tuple[str, ...]
+
+    @property
+    def loss(self) -> Summary | None:
+        """Summary of the losses."""
+        return summarise(list(self.losses.values()))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Groups of one experiment, size, budget, recipe and data: their dense curve, the others, and what is missing."""
+
+    experiment: str
+    scale: str
+    data: str
+    curve: Curve | None
+    dense: tuple[Row, ...]  # by width; whether in the curve or not
+    rows: tuple[Row, ...]
+    missing: tuple[str, ...]
+
+
+def comparisons(groups: Sequence[PretrainGroup]) -> list[Comparison]:
+    """Every set of comparable groups with a finished run, sorted; said of each is how it differs from the first."""
+    sets: dict[tuple[str, str], dict[str, Any]] = {}
+    members: dict[tuple[str, str], list[PretrainGroup]] = defaultdict(list)
+    for group in groups:
+        if group.good and tells_its_layers(group.good[0]):
+            found = conditions(group.good[0])
+            key = (group.experiment, repr(sorted(found.items())))
+            sets[key] = found
+            members[key].append(group)
+    first: dict[str, dict[str, Any]] = {}
+    result = []
+    for key in sorted(sets):
+        reference = first.setdefault(key[0], sets[key])
+        apart = differences(reference, sets[key])
+        told = [f"not compared with the first set of this experiment: {apart}"] if apart else []
+        result.append(comparison(members[key], told))
+    return result
+
+
+def tells_its_layers(record: Record) -> bool:
+    """Whether a record says what its feedforward layers were; one that does not stands in no comparison."""
+    return "resolved" in record or "ffn" in record["config"]
+
+
+def conditions(record: Record) -> dict[str, Any]:
+    """What has to be equal for losses to be comparable: schema, data, size, and the recipe but for its defaults."""
+    found = {"schema_version": record.get("schema_version"), "data_fingerprint": record.get("data_fingerprint", "")}
+    for part, settings in (("model", ModelConfig), ("train", TrainConfig)):
+        defaults = {item.name: default_of(item) for item in fields(settings)}
+        for name, value in record["config"].get(part, {}).items():
+            key = f"{part}.{name}"
+            if key not in COSMETIC | EQUAL and not (name in defaults and value == defaults[name]):
+                found[key] = value
+    return found
+
+
+def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
+    """The conditions that differ, in words; a key that stands at its default is "default"."""
+    keys = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
+    return ", ".join(f"{key} {ours.get(key, 'default')} there, {theirs.get(key, 'default')} here" for key in keys)
+
+
+def comparison(groups: Sequence[PretrainGroup], missing: Sequence[str]) -> Comparison:
+    """One set of groups, priced where its curve allows."""
+    widths = {id(group): dense_width(group.good[0]) for group in groups}
+    dense = sorted((g for g in groups if widths[id(g)] is not None), key=lambda g: (widths[id(g)], g.group))
+    others = [group for group in groups if widths[id(group)] is None]
+    curve, lacks = curve_of({g.group: (widths[id(g)] or 0, losses_of(g)[0]) for g in dense})
+    labels = [label_of(group) for group in others]
+    rows = [
+        row_of(group, label if labels.count(label) == 1 else f"{label} ({group.group})", curve)
+        for group, label in zip(others, labels, strict=True)
+    ]
+    if not rows:
+        lacks.append("no layer of another kind")
+    record = groups[0].good[0]
+    return Comparison(
+        groups[0].experiment,
+        groups[0].scale,
+        record.get("data_fingerprint", "")[:6] or "unknown",
+        curve,
+        tuple(row_of(group, label_of(group), curve) for group in dense),
+        tuple(sorted(rows, key=lambda row: (row.neurons_used, row.label))),
+        (*missing, *lacks),
+    )
+
+
+def dense_width(record: Record) -> int | None:
+    """Neurons of a plain dense layer, 0 of none; None for every other kind, gated dense layers among them."""
+    ffn = layers_of(record)
+    if ffn["kind"] == "none":
+        return 0
+    plain = ffn["kind"] == "dense" and ffn.get("activation", "gelu") == "gelu"
+    return ffn["neurons_trained"] if plain else None
+
+
+def curve_of(dense: dict[str, tuple[int, dict[int, float]]]) -> tuple[Curve | None, list[str]]:
+    """The curve of dense groups (group -> width, losses by seed), or None; and in words what is missing or odd."""
+    lacks, kept = [], {}
+    by_width: dict[int, list[str]] = defaultdict(list)
+    for group, (width, _) in dense.items():
+        by_width[width].append(group)
+    for width, mine in sorted(by_width.items()):
+        name, losses = (f"dense {width}" if width else "none"), dense[mine[0]][1]
+        if len(mine) > 1:
+            lacks.append(f"{name} is left out of the curve: {len(mine)} groups have it ({', '.join(mine)})")
+        elif len(losses) < LEAST_SEEDS:
+            lacks.append(f"{name} is left out of the curve: {len(losses)} of at least {LEAST_SEEDS} seeds")
+        else:
+            kept[width] = losses
+    if 0 not in by_width:
+        lacks.append("the control without feedforward layers (ffn=none) was not run")
+    if len(kept) < LEAST_WIDTHS:
+        found = f" ({', '.join(map(str, kept))})" if kept else ""
+        lacks.append(f"no curve: {len(kept)} of at least {LEAST_WIDTHS} widths have enough seeds{found}")
+        return None, lacks
+    every = set.union(*(set(losses) for losses in kept.values()))
+    seeds = tuple(sorted(set.intersection(*(set(losses) for losses in kept.values()))))
+    if len(seeds) < len(every):
+        lacks.append(
+            f"widths of the curve have unequal seeds; those of all enter: {', '.join(map(str, seeds)) or 'none'}"
+        )
+    if len(seeds) < LEAST_SEEDS:
+        lacks.append(f"no curve: its widths share {len(seeds)} of at least {LEAST_SEEDS} seeds")
+        return None, lacks
+    curve = Curve(tuple(kept), seeds, tuple(tuple(kept[width][seed] for width in kept) for seed in seeds))
+    lacks += [f"the curve rises from {a} to {b} by {step:.4f} nat: pooled to fall" for a, b, step in curve.rises]
+    return curve, lacks
+
+
+def row_of(group: PretrainGroup, label: str, curve: Curve | None) -> Row:
+    """One group, priced by the curve."""
+    losses, notes = losses_of(group)
+    ffn = layers_of(group.good[0])
+    value = worth(curve, losses) if curve else None
+    if curve and losses and value is None:
+        notes.append("shares no seed with the curve")
+    if value and (alone := sorted(losses.keys() - set(value.seeds))):
+        notes.append(f"the curve lacks seed {', '.join(map(str, alone))}")
+    if value and value.low is None:
+        notes.append(f"{len(value.seeds)} seed(s): no interval")
+    if group.bad:
+        notes.append(f"{len(group.bad)} run(s) left out")
+    names = tuple(record["name"] for record in group.good if record["seed"] in losses)
+    return Row(label, losses, ffn["neurons_used"], ffn["neurons_trained"], value, tuple(notes), names)
+
+
+def losses_of(group: PretrainGroup) -> tuple[dict[int, float], list[str]]:
+    """Validation loss by seed [nats], and what had to be left out: no numbers, and seeds with two records."""
+    found: dict[int, list[float]] = defaultdict(list)
+    notes = []
+    for record in group.good:
+        loss = finite(record["metrics"].get("valid_loss"))
+        if loss is None:
+            notes.append(f"{record['name']} has no finite loss")
+        else:
+            found[record["seed"]].append(loss)
+    notes += [f"seed {seed} left out: {len(mine)} records have it" for seed, mine in found.items() if len(mine) > 1]
+    return {seed: mine[0] for seed, mine in sorted(found.items()) if len(mine) == 1}, notes
+
+
+def label_of(group: PretrainGroup) -> str:
+    """The layer, with the form of hardening where it is another than hard."""
+    record = group.good[0]
+    form = hardening_of(record["config"]) if layers_of(record)["leaves"] else "hard"
+    return group.ffn if form == "hard" else f"{group.ffn} {form}"
