@@ -14,10 +14,11 @@ from cramming.model import CrammedConfig, CrammedForMaskedLM
 from cramming.model.config import FFNConfig, ModelConfig
 from cramming.objectives.masked import MaskedBatch
 from cramming.parallel.world import World
-from cramming.train.assemble import Parts, assemble
-from cramming.train.compiled import compiled
+from cramming.train.assemble import assemble
+from cramming.train.compiled import compiled, warm_up
 from cramming.train.config import TrainConfig
 from cramming.train.loop import Trainer
+from cramming.train.parts import Parts
 from cramming.train.root import PretrainRoot
 from fff.kernels import choose
 
@@ -168,7 +169,7 @@ class PretrainingStep:
 
     def __init__(self, feedforward: str, scale: Scale, mode: str, world: World) -> None:
         parts = pretraining(feedforward, scale, train_config(scale, mode), world)
-        parts.warm_up(evaluation=False)
+        warm_up(parts, evaluation=False)
         self.flops = parts.flops
         self.trainer = Trainer(parts, itertools.repeat(microbatch(scale, scale.microbatch)), [])
         self.loss = torch.zeros((), device=world.device)

@@ -15,6 +15,7 @@ from bench.rows import SpeedRow, stamp
 from cramming.data.masking import hash_uniform
 from cramming.files import read_json
 from cramming.parallel.world import open_world
+from cramming.train.compiled import warm_up
 from cramming.train.config import TrainConfig
 from cramming.train.history import History, read_history
 from cramming.train.hooks import FiniteGuard
@@ -75,7 +76,7 @@ def pretrain_synthetic(feedforward: str, scale: Scale, seconds: float, folder: P
     making = time.perf_counter()
     parts.loader().made(0)
     made = time.perf_counter() - making
-    parts.warm_up(evaluation=False)
+    warm_up(parts, evaluation=False)
     warmed = time.perf_counter() - started
     left = max(SHORTEST_S, end - time.perf_counter())
     parts.root = replace(parts.root, train=replace(config, budget_hours=min(seconds, left) / 3600))

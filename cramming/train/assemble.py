@@ -1,103 +1,21 @@
 """The parts of a pretraining run, put together in one place for runs, checks and benches. Not their use (loop.py)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-from cramming.data.loader import MicrobatchLoader, SequenceOrder, Sequences
 from cramming.errors import UserError
 from cramming.model import CrammedConfig, CrammedForMaskedLM
-from cramming.model.flops import ModelFlops, training_flops
-from cramming.objectives.base import Batch, Objective
+from cramming.objectives.base import Objective
 from cramming.objectives.masked import MASK_TOKEN, MaskedTokens
 from cramming.parallel.world import World
-from cramming.train.checkpoint import TrainState
-from cramming.train.compiled import compiled, warm_up
-from cramming.train.config import TrainConfig
+from cramming.train.compiled import compiled
 from cramming.train.hardening import LAYER_FORMS, Hardening
 from cramming.train.optim import build_optimiser
+from cramming.train.parts import Parts, Tokens
 from cramming.train.root import PretrainRoot
 from fff.hardening import set_hardening
-
-
-class Tokens(Protocol):
-    """What a run asks of its data, as `cramming.data.shards.PreparedData` answers."""
-
-    @property
-    def train(self) -> Sequences:
-        """Sequences to train on."""
-        ...
-
-    @property
-    def vocab_size(self) -> int:
-        """V."""
-        ...
-
-    @property
-    def seq_len(self) -> int:
-        """Tokens of a sequence."""
-        ...
-
-    def token_id(self, token: str) -> int:
-        """Id of a special token."""
-        ...
-
-
-@dataclass
-class Parts:
-    """What trains: `model` plain and `wrapped` (device, processes, precision, compiler), and all that a step needs."""
-
-    root: PretrainRoot
-    world: World
-    data: Tokens
-    objective: Objective
-    model: CrammedForMaskedLM
-    wrapped: nn.Module
-    optimiser: Any
-    hardening: Hardening
-    state: TrainState = field(default_factory=TrainState)
-
-    @property
-    def config(self) -> TrainConfig:
-        """The recipe."""
-        return self.root.train
-
-    @property
-    def seq_len(self) -> int:
-        """Tokens of a sequence."""
-        return self.data.seq_len
-
-    @property
-    def flops(self) -> ModelFlops:
-        """FLOPs of training, per token."""
-        return training_flops(self.model.config, self.seq_len, self.objective.predicted(self.seq_len))
-
-    def loader(self) -> MicrobatchLoader[Batch]:
-        """This process's microbatches from where the state stands."""
-        return MicrobatchLoader(
-            self.data.train,
-            SequenceOrder(len(self.data.train), self.root.seed, shuffled=self.root.data.order == "random"),
-            self.objective.batch,
-            start=self.state.sequences,
-            microbatch=self.config.microbatch,
-            process=self.world.rank,
-            processes=self.world.size,
-            pin=self.world.device.type == "cuda",
-        )
-
-    def warm_up(self, *, evaluation: bool = True) -> None:
-        """Compile what a first pass would, before the clock starts; changes nothing.
-
-        Only where somebody asked for compiling, or for hours, which the kernels' compilers must not use up: elsewhere
-        the first step may as well do it.
-        """
-        if self.config.compile or self.config.budget_hours is not None:
-            self.hardening.apply(self.state.progress)
-            batch = self.objective.example(self.data.train, self.config.microbatch).to(self.world.device)
-            warm_up(self, batch, evaluation=evaluation)
 
 
 def assemble(root: PretrainRoot, data: Tokens, world: World) -> Parts:

@@ -2,9 +2,9 @@
 
 import random
 import shutil
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,9 +12,7 @@ from safetensors.torch import load_model, save_model
 
 from cramming.errors import UserError
 from cramming.files import commit_folder, read_json, sha256, short_hash, write_json
-
-if TYPE_CHECKING:
-    from cramming.train.assemble import Parts
+from cramming.train.parts import Parts, TrainState
 
 MANIFEST = "checkpoint.json"
 VERSION = 2
@@ -22,19 +20,6 @@ KEYS = {"version", "state", "identity", "sha256", "checksum"}
 # Of the first version, whose manifest had no checksum of its own: it is read if it holds these, no more and no less.
 OLD_KEYS = {"state", "identity", "sha256"}
 OLD_STATE = {"step", "sequences", "tokens", "seconds", "progress", "loss_sum", "loss_steps"}
-
-
-@dataclass
-class TrainState:
-    """Where a run stands between two steps. `sequences` is the data position: loader and masks follow from it."""
-
-    step: int = 0
-    sequences: int = 0
-    tokens: int = 0
-    seconds: float = 0.0  # of training, over all resumes
-    uncounted: float = 0.0  # seconds in which the process was stopped, which are not among them
-    progress: float = 0.0
-    reached: float = 0.0  # progress at the end of the last step; a budget in hours goes on in the hooks after it
 
 
 def rng_state() -> dict[str, Any]:
@@ -80,7 +65,7 @@ class Checkpoints:
         """Folder in which the checkpoint of this state is being written."""
         return self.folder / f".step-{state.step}"
 
-    def write(self, parts: "Parts", memory: dict[str, Any]) -> None:
+    def write(self, parts: Parts, memory: dict[str, Any]) -> None:
         """Write a checkpoint of the present state, and drop the oldest ones beyond `keep`; every process takes part.
 
         Args:
@@ -149,7 +134,7 @@ class Checkpoints:
             raise UserError(f"{path} was written by other code; use that, or {_mend(folder)}")
         return manifest
 
-    def load(self, folder: Path, parts: "Parts") -> dict[str, Any]:
+    def load(self, folder: Path, parts: Parts) -> dict[str, Any]:
         """Load weights, optimiser, generators and loss scale; returns what the hooks of this process remember."""
         load_model(parts.model, str(folder / "model.safetensors"))
         parts.optimiser.load_state_dict(_load(folder / "optimiser.pt"))

@@ -1,17 +1,14 @@
 """The compiled model of a run, made before its clock starts, and what CUDA graphs ask of the loop. Not the loop."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from cramming.errors import UserError
-from cramming.objectives.base import Batch
 from cramming.train.checkpoint import rng_state, set_rng_state
 from cramming.train.config import TrainConfig
-
-if TYPE_CHECKING:
-    from cramming.train.assemble import Parts
+from cramming.train.parts import Parts
 
 
 def compiled(model: nn.Module, config: TrainConfig) -> nn.Module:
@@ -60,16 +57,20 @@ def clear_gradients(model: nn.Module, optimiser: Any, config: TrainConfig) -> No
                 parameter.grad = torch.zeros_like(parameter)
 
 
-def warm_up(parts: "Parts", batch: Batch, *, evaluation: bool) -> None:
-    """Make a model's passes on a microbatch, so that the budget is not spent on compilers.
+def warm_up(parts: Parts, *, evaluation: bool = True) -> None:
+    """Make a model's passes on a microbatch before the clock starts, so that the budget is not spent on compilers.
 
-    Leaves weights, gradients and random numbers as they were.
+    Leaves weights, gradients and random numbers as they were. Only where somebody asked for compiling, or for hours,
+    which the kernels' compilers must not use up: elsewhere the first step may as well do it.
 
     Args:
-        batch: of the run's shapes, on the device; its content does not matter.
         evaluation: also the pass of the validation.
     """
     model, config, objective, generators = parts.wrapped, parts.config, parts.objective, rng_state()
+    if not config.compile and config.budget_hours is None:
+        return
+    parts.hardening.apply(parts.state.progress)
+    batch = objective.example(parts.data.train, config.microbatch).to(parts.world.device)
     # First the model without the compiler: its layers choose their providers and keep the choice. A choice made while
     # the compiled model runs would make torch compile that model again.
     with torch.no_grad(), parts.world.autocast():

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from cramming.objectives.base import Batch
-from cramming.train.assemble import Parts
 from cramming.train.budget import batch_at, crosses_mark, lr_factor, progress
 from cramming.train.clock import Stopwatch
 from cramming.train.compiled import begin_pass, clear_gradients
+from cramming.train.parts import Parts
 
 MEETING_STEPS = 10  # steps between two meetings of several processes, for what each must know of the others
 

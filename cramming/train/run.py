@@ -13,6 +13,7 @@ from cramming.parallel.world import World
 from cramming.record import Record, record_file, write_record
 from cramming.train.assemble import assemble
 from cramming.train.checkpoint import Checkpoints
+from cramming.train.compiled import warm_up
 from cramming.train.finish import history_curve, history_metrics, print_examples, print_summary
 from cramming.train.finished import refuse_diverged
 from cramming.train.history import History, read_history
@@ -71,7 +72,7 @@ class Run:
         """Train to the end of the budget, or until stopped; then save, record and say what comes next."""
         memory, state = self._resume(), self.parts.state
         if state.reached < 1:
-            self.parts.warm_up()
+            warm_up(self.parts)
         mirror = None
         if self.world.main:
             self._announce()

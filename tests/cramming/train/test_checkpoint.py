@@ -10,10 +10,11 @@ import torch
 from bench.made_up import MadeUpData, MadeUpTokens
 from cramming.errors import Diverged, UserError
 from cramming.parallel.world import open_world
-from cramming.train.assemble import Parts, assemble
-from cramming.train.checkpoint import MANIFEST, Checkpoints, TrainState
+from cramming.train.assemble import assemble
+from cramming.train.checkpoint import MANIFEST, Checkpoints
 from cramming.train.hooks import FiniteGuard
 from cramming.train.loop import Hook, Step, Trainer
+from cramming.train.parts import Parts, TrainState
 from tests.helpers.tiny import tiny_root
 
 

@@ -17,7 +17,8 @@ from cramming.files import read_json
 from cramming.machine import peak_flops
 from cramming.model import CrammedConfig, CrammedForMaskedLM
 from cramming.model.flops import training_flops
-from cramming.train import assemble, loop
+from cramming.train import loop
+from cramming.train import run as run_module
 from cramming.train.compiled import clear_gradients
 from cramming.train.config import TrainConfig, WandbConfig
 from cramming.train.finish import device_metrics
@@ -66,11 +67,11 @@ def test_a_compiled_run_is_the_plain_one(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_nothing_compiles_after_the_warm_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    compile_, warm_up, graphs = torch.compile, assemble.warm_up, []
+    compile_, warm_up, graphs = torch.compile, run_module.warm_up, []
     whole = {"backend": "eager", "fullgraph": True}
     monkeypatch.setattr(torch, "compile", lambda model, mode, **how: compile_(model, **whole, **how))
     count = lambda: graphs.append(counters["stats"]["unique_graphs"])  # noqa: E731
-    monkeypatch.setattr(assemble, "warm_up", lambda *a, **how: (count(), warm_up(*a, **how), count()))
+    monkeypatch.setattr(run_module, "warm_up", lambda *a, **how: (count(), warm_up(*a, **how), count()))
     sizes = {"batch": 8, "microbatch": 4, "valid_sequences": 8}
     pretrain(tiny_root(tmp_path, budget_steps=6, validations=3, usage_steps=2, compile=True, **sizes))
     count()
