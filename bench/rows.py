@@ -16,7 +16,7 @@ from cramming.checks import number, one_of
 from cramming.errors import UserError
 from cramming.files import read_json, write_atomic
 from cramming.machine import describe
-from cramming.record import git_state
+from cramming.provenance import git_state
 
 SCHEMA_VERSION = 1
 WHAT = (

@@ -32,7 +32,7 @@ from cramming.door import door, explained, tell
 from cramming.errors import Stopped, UserError
 from cramming.glue.root import GlueRoot
 from cramming.images.root import ImagesRoot
-from cramming.record import git_state
+from cramming.provenance import git_state
 from cramming.report.root import TablesRoot
 from cramming.train.root import PretrainRoot
 from cramming.values import build, inner

@@ -1,22 +1,16 @@
 """One JSON record per run and seed: what ran, on what, with which result. Not for tables, which only read records."""
 
-import functools
-import importlib.metadata
 import math
-import os
-import platform
 import re
-import subprocess
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
-import torch
 from torch import nn
 
 from cramming.errors import UserError
 from cramming.files import checked_name, read_json, remove_leftovers, short_hash, write_json
-from cramming.machine import cpu_name
+from cramming.provenance import git_state, library_versions, machine
 
 Record = dict[str, Any]
 
@@ -29,7 +23,6 @@ OPTIONAL = ("samples", "data_fingerprint", "experiment", "ffn", "group", "curve"
 NOUNS = {str: "text", int: "a whole number", dict: "a table", list: "a list"}
 # What a run reads beside its data, by kind: a record with another one is of another run.
 OF_CONTENT = {"glue": ("weights_sha256",)}
-LIBRARIES = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "evaluate", "hydra-core", "numpy")
 
 
 def write_record(
@@ -85,14 +78,17 @@ def write_record(
         **({"provider": provider} if provider else {}),
         **extra,
     }
-    content = {key: record[key] for key in ("data_fingerprint", *OF_CONTENT.get(kind, ())) if key in record}
-    record["name"], finished = recognised(results_dir, name, content)
-    if finished is not None and status != "finished":
-        record["name"] += f"-{status}"
-    record = in_words(record)
+    record = in_words(record | {"name": free_name(results_dir, record)})
     write_json(record_file(results_dir, record["name"]), record)
     remove_leftovers(results_dir / "runs")
     return record
+
+
+def free_name(results_dir: Path, record: Record) -> str:
+    """A record's name, made longer where a finished one of another result has it, or one that this has not reached."""
+    content = {key: record[key] for key in ("data_fingerprint", *OF_CONTENT.get(record["kind"], ())) if key in record}
+    name, finished = recognised(results_dir, record["name"], content)
+    return name if finished is None or record["status"] == "finished" else f"{name}-{record['status']}"
 
 
 def settled(status: str, metrics: Mapping[str, float], extra: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -203,55 +199,3 @@ def read_records(results_dir: Path) -> list[Record]:
             raise UserError(f"{path} and {files[name]} are both named {name}; move one of them away.")
         records[name], files[name] = record, path
     return list(records.values())
-
-
-@functools.cache
-def git_state() -> dict[str, Any]:
-    """Commit hash and whether the tree differs from it, as this process first saw them; None outside a checkout.
-
-    A repository that this code was only unpacked into is not its own.
-    """
-    root = Path(__file__).resolve().parents[1]
-
-    def git(*arguments: str) -> str | None:
-        try:
-            # Of a container's user the checkout is another's. Its code runs already, so that git may trust it, too.
-            command = ["git", "-c", f"safe.directory={root}", "--no-optional-locks", *arguments]
-            done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=10)
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    top = git("rev-parse", "--show-toplevel")
-    if top is None or Path(top).resolve() != root:
-        return {"commit": None, "dirty": None}
-    # Records and tables are written by the runs themselves: they do not make the code that ran another one.
-    changes = git("status", "--porcelain", "--", ".", ":!results")
-    return {"commit": git("rev-parse", "HEAD"), "dirty": None if changes is None else bool(changes)}
-
-
-def machine() -> dict[str, Any]:
-    """Processor, cores, torch threads, memory in GiB, and the accelerator if there is one."""
-    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {
-        "cpu": cpu_name(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "memory_gib": round(pages / 2**30, 1),
-        "gpu": gpu,
-        "gpus": torch.cuda.device_count(),
-        "python": platform.python_version(),
-        "system": platform.platform(),
-    }
-
-
-def library_versions() -> dict[str, str]:
-    """Installed versions of the libraries that a result may depend on; missing ones are left out."""
-    versions = {}
-    for name in LIBRARIES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions

@@ -26,6 +26,7 @@ FLOORS = {
         ("cramming", "cramming.errors"),
         ("cramming.checks", "cramming.files", "cramming.values"),
         ("cramming.machine", "cramming.door"),
+        ("cramming.provenance",),
         ("cramming.record",),
         ("cramming.runs",),
         ("cramming.parallel",),

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from cramming import record as room
+from cramming import provenance as room
 from cramming.errors import UserError
 from cramming.files import LEFT_AFTER_S, remove_leftovers, write_json
-from cramming.record import git_state, read_records, recognised, record_file, without_folders, write_record
+from cramming.provenance import git_state
+from cramming.record import read_records, recognised, record_file, without_folders, write_record
 from cramming.runs import RecordedRun
 
 
@@ -161,7 +162,7 @@ def test_reading_does_not_see_what_is_being_written(tmp_path: Path) -> None:
 def test_a_repository_around_unpacked_code_is_not_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
     (tmp_path / "unpacked" / "cramming").mkdir(parents=True)
-    monkeypatch.setattr(room, "__file__", str(tmp_path / "unpacked" / "cramming" / "record.py"))
+    monkeypatch.setattr(room, "__file__", str(tmp_path / "unpacked" / "cramming" / "provenance.py"))
     assert git_state.__wrapped__() == {"commit": None, "dirty": None}
 
 
