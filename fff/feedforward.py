@@ -16,8 +16,10 @@ from fff.layers.base import Settings
 KINDS = {
     "dense": "fff.layers.dense.DenseSettings",
     "leaf": "fff.layers.leaf.LeafSettings",
+    "moe": "fff.rivals.moe.MoESettings",
     "none": "fff.layers.none.NoneSettings",
     "path": "fff.layers.path.PathSettings",
+    "peer": "fff.rivals.peer.PEERSettings",
 }
 
 

@@ -194,3 +194,54 @@ def with_master_leaf(
     """
     master = activation_named(activation).forward(x @ w_in.T + b_in) @ w_out + b_out
     return mix * master + (1 - mix) * y
+
+
+def moe(
+    x: Tensor, w_router: Tensor, b_balance: Tensor, w_in: Tensor, w_out: Tensor, top: int, activation: str
+) -> tuple[Tensor, Tensor]:
+    """Mixture of experts with sigmoid routing (arXiv 2310.10837), chosen with a bias (arXiv 2408.15664, equation 3).
+
+    A token's scores are s = sigmoid(w_router x); it uses the `top` experts of largest s + b_balance, and its output is
+    the sum over them of s_i activation(w_in[i] x) w_out[i]. Returns y (N, K) and the experts (N, top) int64, best
+    first. x (N, H); E experts of W neurons: w_router (E, H), b_balance (E,), w_in (E, W, H), w_out (E, W, K).
+    """
+    act = activation_named(activation).forward
+    rows, experts = [], []
+    for token in x:
+        s = torch.sigmoid(w_router @ token)
+        chosen = (s + b_balance).topk(top).indices
+        rows.append(sum((s[i] * (act(w_in[i] @ token) @ w_out[i]) for i in chosen), x.new_zeros(w_out.shape[-1])))
+        experts.append(chosen)
+    if not rows:
+        return x.new_zeros(0, w_out.shape[-1]), torch.zeros(0, top, dtype=torch.int64, device=x.device)
+    return torch.stack(rows), torch.stack(experts)
+
+
+def peer(
+    x: Tensor, w_query: Tensor, w_key: Tensor, w_in: Tensor, w_out: Tensor, top: int, activation: str
+) -> tuple[Tensor, Tensor]:
+    """PEER, parameter-efficient expert retrieval (arXiv 2407.04153, section 2), with the query normed by itself.
+
+    For each head, q = w_query[h] x less its mean, divided by its standard deviation (1e-5 added to its square). Neuron
+    i * C + j has the key (w_key[0, i], w_key[1, j]) and the score of q with it. A head adds the `top` neurons of
+    largest score, each softmax(top scores) activation(w_in[e] . x) w_out[e]. Returns y (N, K) and the neurons
+    (N, heads, top) int64, best first. x (N, H), w_query (heads, Q, H), w_key (2, C, Q / 2), w_in (C^2, H),
+    w_out (C^2, K).
+    """
+    act = activation_named(activation).forward
+    first, second = w_key
+    keys = torch.cat((first.repeat_interleave(len(second), 0), second.repeat(len(first), 1)), -1)
+    rows, neurons = [], []
+    for token in x:
+        y = x.new_zeros(w_out.shape[-1])
+        for projection in w_query:
+            q = projection @ token
+            q = (q - q.mean()) / (q.var(correction=0) + 1e-5).sqrt()
+            best = (keys @ q).topk(top)
+            for gate, e in zip(best.values.softmax(-1), best.indices, strict=True):
+                y = y + gate * act(w_in[e] @ token) * w_out[e]
+            neurons.append(best.indices)
+        rows.append(y)
+    if not rows:
+        return x.new_zeros(0, w_out.shape[-1]), torch.zeros(0, len(w_query), top, dtype=torch.int64, device=x.device)
+    return torch.stack(rows), torch.stack(neurons).view(len(x), len(w_query), top)

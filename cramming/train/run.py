@@ -12,6 +12,7 @@ from cramming.parallel.environment import recorded_environment
 from cramming.parallel.world import World
 from cramming.record import Record, record_file, write_record
 from cramming.train.assemble import assemble
+from cramming.train.balance import Balance
 from cramming.train.checkpoint import Checkpoints
 from cramming.train.compiled import warm_up
 from cramming.train.finish import history_curve, history_metrics, print_examples, print_summary
@@ -144,7 +145,7 @@ class Run:
             sources.append(
                 UsageHook(self.validation, sequences=sequences, steps=config.usage_steps, folder=folder, shows=shows)
             )
-        hooks: list[Hook] = [StopSignals(), FiniteGuard(), self.providers, *sources]
+        hooks: list[Hook] = [StopSignals(), FiniteGuard(), Balance(), self.providers, *sources]
         if world.main:
             bar, meter = Bar(), Meter(self.parts.flops, world.device, world.size)
             mirrors = [bar.show, *([wandb_mirror(mirror)] if mirror else [])]

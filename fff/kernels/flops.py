@@ -46,6 +46,13 @@ def register_leaf_flops(*operators: Any) -> None:
     let_count()
 
 
+def register_row_flops(*operators: Any) -> None:
+    """Count operators on chosen rows: (weights or x, w or x (.., H), rows (N, J), ..)."""
+    for operator in operators:
+        _formulas[operator] = lambda _, w, rows, *__, **___: 2 * rows[0] * rows[1] * w[-1]
+    let_count()
+
+
 def _path_forward(x: Any, w_in: Any, b_in: Any, w_out: Any, *_: Any, **__: Any) -> int:
     """A row in and a row out per token and path node; shapes."""
     return 2 * _rows(x) * w_in[0] * path_length(depth_of(w_in[1])) * (w_in[2] + w_out[2])

@@ -75,7 +75,7 @@ def _forward(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
     with torch.autocast(x.device.type, enabled=False):
         rows, scores = _visit(x, w_in, b_in, flips)
         active = activation_named(activation).forward(scores).to(x.dtype)
-        return _weighted_rows(rows.flatten(1), active.flatten(1), w_out.flatten(0, 1)), rows, scores
+        return weighted_rows(rows.flatten(1), active.flatten(1), w_out.flatten(0, 1)), rows, scores
 
 
 @_forward.register_fake
@@ -103,7 +103,7 @@ def _backward(*given: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             grad_scores[..., :-1] += straight_through_gradient(gradients.nodes, scores, active * dots, temperature)
         if grad_of_scores is not None:
             grad_scores += grad_of_scores
-        grad_x = _weighted_rows(rows.flatten(1), grad_scores.to(x.dtype).flatten(1), w_in.flatten(0, 1))
+        grad_x = weighted_rows(rows.flatten(1), grad_scores.to(x.dtype).flatten(1), w_in.flatten(0, 1))
         grad_in, grad_out = torch.zeros_like(w_in), torch.zeros_like(w_out)
         grad_bias = torch.zeros(w_in.shape[:2], dtype=scores.dtype, device=x.device)
         if x.shape[0]:
@@ -146,7 +146,7 @@ def _visit(x: Tensor, w_in: Tensor, b_in: Tensor | None, flips: Tensor | None) -
     for level in range(dense, levels):
         node = child(node, score, None if flips is None else flips[..., level - 1])
         row = node + base
-        score = _row_dots(x, w_in.flatten(0, 1), row)
+        score = row_dots(x, w_in.flatten(0, 1), row)
         if b_in is not None:
             score += b_in.flatten()[row]
         all_nodes.append(node.unsqueeze(-1))
@@ -194,7 +194,7 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
     return total[:rows, :columns]
 
 
-def _row_dots(x: Tensor, w: Tensor, rows: Tensor) -> Tensor:
+def row_dots(x: Tensor, w: Tensor, rows: Tensor) -> Tensor:
     """x[n] . w[rows[n, j]] as (N, J); rows (N, J) of w (R, H)."""
     dtype = score_dtype(x.dtype)
     result = torch.empty(rows.shape, dtype=dtype, device=x.device)
@@ -214,11 +214,11 @@ def _dots(x: Tensor, w: Tensor, rows: Tensor) -> Tensor:
     for span, block in _dense_products(x, w, count):
         result[span, :, :dense] = block.gather(-1, top[span])
     for level in range(dense, rows.shape[-1]):
-        result[..., level] = _row_dots(x, w.flatten(0, 1), rows[..., level])
+        result[..., level] = row_dots(x, w.flatten(0, 1), rows[..., level])
     return result
 
 
-def _weighted_rows(rows: Tensor, weights: Tensor, w: Tensor) -> Tensor:
+def weighted_rows(rows: Tensor, weights: Tensor, w: Tensor) -> Tensor:
     """Sum over j of weights[n, j] * w[rows[n, j]]: (N, H)."""
     if rows.shape[0] == 0:
         return w.new_empty(0, w.shape[1])

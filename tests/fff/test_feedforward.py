@@ -19,10 +19,13 @@ SPECIFICATIONS = [
     {"kind": "dense", "width": 12},
     {"kind": "dense", "width": 12, "activation": "gated_gelu"},
     {"kind": "leaf", "depth": 3, "leaf_width": 4, "master_width": 2},
+    {"kind": "moe", "experts": 4, "expert_width": 8, "top": 2},
     {"kind": "none"},
     {"kind": "path", "trees": 2, "depth": 3},
     {"kind": "path", "neurons": 30, "depth": 3, "bias": False},
+    {"kind": "peer", "keys": 8, "heads": 2, "top": 3, "query_width": 6},
 ]
+MOE, PEER = ({k: v for s in SPECIFICATIONS if s["kind"] == kind for k, v in s.items()} for kind in ("moe", "peer"))
 LAYERS = [specification for specification in SPECIFICATIONS if specification["kind"] != "none"]
 
 
@@ -45,9 +48,11 @@ def test_sizes_are_what_the_names_say() -> None:
         ("dense12", 12, 12, 720, 720),
         ("gated12", 12, 12, 480, 480),
         ("leaf4x3+m2", 34, 6, 3 * 20 + 6 * 60, 7 * 20 + 34 * 60),
+        ("moe8x4top2", 32, 16, 4 * 20 + 16 * 60, 4 * 20 + 32 * 60),
         ("none", 0, 0, 0, 0),
         ("2x3", 30, 8, 480, 1800),
         ("2x3", 30, 8, 480, 1800),
+        ("peer8x8h2top3", 64, 6, 2 * 6 * 36 + 6 * 60, 2 * 6 * 36 + 64 * 60),
     ]
 
 
@@ -111,8 +116,8 @@ def test_the_temperature_follows_the_layer_and_is_its_own() -> None:
 @pytest.mark.parametrize(
     ("specification", "message"),
     [
-        ({}, "ffn.kind is None; choose one of dense, leaf, none, path"),
-        ({"kind": "moe"}, "ffn.kind is 'moe'; choose one of dense, leaf, none, path"),
+        ({}, "ffn.kind is None; choose one of dense, leaf, moe, none, path, peer"),
+        ({"kind": "mop"}, "ffn.kind is 'mop'; choose one of dense, leaf, moe, none, path, peer"),
         ({"kind": ["path"]}, "ffn.kind is"),
         ({"kind": "path", "depth": 3}, "ffn.trees and ffn.neurons: give exactly one"),
         ({"kind": "path", "depth": 3, "trees": 2, "neurons": 9}, "ffn.trees and ffn.neurons: give exactly one"),
@@ -132,6 +137,22 @@ def test_the_temperature_follows_the_layer_and_is_its_own() -> None:
         ({"kind": "dense", "width": 9, "activation": "relu"}, "ffn.activation is 'relu'; dense takes one of gelu"),
         ({"kind": "dense", "width": 9, "activation": "gated_gelu"}, "ffn.width is 9; gated_gelu halves it"),
         ({"kind": "none", "width": 9}, "ffn.width is no key of kind none"),
+        ({"kind": "moe", "expert_width": 8, "top": 1}, "ffn.experts is None; set it to 2 or more, e.g. ffn.experts=32"),
+        ({"kind": "moe", "experts": 4, "expert_width": 8}, "ffn.top is None; set it from 1 to 3, e.g. ffn.top=1"),
+        ({"kind": "moe", "experts": 4, "expert_width": 8, "top": 4}, "ffn.top is 4; set it from 1 to 3"),
+        ({"kind": "moe", "experts": 4, "expert_width": 0, "top": 1}, "ffn.expert_width is 0"),
+        (MOE | {"balance_rate": -0.1}, "ffn.balance_rate is -0.1; set it to a number of 0 or more"),
+        (MOE | {"balance_rate": float("nan")}, "ffn.balance_rate is nan"),
+        (MOE | {"expert_balance_weight": float("inf")}, "ffn.expert_balance_weight is inf"),
+        (MOE | {"expert_balance_weight": True}, "ffn.expert_balance_weight is True"),
+        (MOE | {"activation": "gated_gelu"}, "ffn.activation is 'gated_gelu'; moe takes one of gelu"),
+        (MOE | {"keys": 4}, "ffn.keys is no key of kind moe"),
+        ({"kind": "peer", "keys": 1, "heads": 2, "top": 1}, "ffn.keys is 1; set it from 2 to 4096, e.g. ffn.keys=64"),
+        ({"kind": "peer", "keys": 8, "top": 1}, "ffn.heads is None; set it to 1 or more, e.g. ffn.heads=4"),
+        ({"kind": "peer", "keys": 8, "heads": 2, "top": 9}, "ffn.top is 9; set it from 1 to 8"),
+        (PEER | {"query_width": 7}, "ffn.query_width is 7; it is halved, so it must be even"),
+        (PEER | {"query_width": 0}, "ffn.query_width is 0; set it to 2 or more"),
+        (PEER | {"activation": "sine"}, "ffn.activation is 'sine'; peer takes one of gelu"),
     ],
 )
 def test_bad_specifications_are_refused_by_the_key(specification: dict, message: str) -> None:
