@@ -112,6 +112,7 @@ def test_a_tiny_run_leaves_records_and_skips_them_next_time(tmp_path: Path, monk
     assert found["samples"] == {"train": 1293, "valid": 144, "test": 360, "parameters": 65 + 2 * 160 + 8 * 75 + 11}
     assert 0 <= found["metrics"]["generalisation"] <= 1
     assert found["data_library"].startswith("scikit-learn ")
+    assert set(found["provider"].split(" + ")) <= {"masked", "gather", "cpu"}
 
     def refuse(*_):
         raise AssertionError("a finished row ran again")
