@@ -53,6 +53,7 @@ def parent(node: int) -> int:
 
 def depth_of(nodes: int) -> int:
     """D of a tree with M = `nodes` nodes; ValueError if no complete tree has that many."""
+    nodes = int(nodes)  # torch.jit.trace gives a size as a tensor
     depth = nodes.bit_length() - 1
     if depth < 0 or nodes_in_tree(depth) != nodes:
         raise ValueError(f"a complete tree has 2 ** (depth + 1) - 1 nodes, got {nodes}")

@@ -5,13 +5,13 @@ Forward mode and torch.func know nothing of our operators: there `differentiable
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.compiler import is_compiling
+from torch.compiler import is_compiling, is_exporting
 
 from fff.activations import ACTIVATIONS, activation_named
 from fff.decisions import straight_through_gates
@@ -30,18 +30,38 @@ def transformed() -> bool:
     return forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
 
 
+def for_any_size() -> bool:
+    """Whether this call is written down to be run on other numbers of tokens: torch.jit.trace or torch.export."""
+    return torch.jit.is_tracing() or is_exporting()
+
+
+def gradients_wanted(tensors: Iterable[object]) -> bool:
+    """Whether the call is to leave a record for gradients.
+
+    torch.jit.trace checks itself by a second trace without gradients, which must come to the same graph.
+    """
+    if not torch.jit.is_tracing():
+        return torch.is_grad_enabled()
+    return any(isinstance(tensor, Tensor) and tensor.requires_grad for tensor in tensors)
+
+
 def differentiable(
     plain: Callable[[Any], Result],
 ) -> Callable[[Callable[[Operands], Result]], Callable[[Operands], Result]]:
     """A decorator of what calls our operators.
 
     `plain`, of torch's own operators, takes over where the function's derivatives are not known. A counter of
-    operations is told of ours.
+    operations is told of ours, and an export to ONNX refused.
     """
 
     def wrap(function: Callable[[Operands], Result]) -> Callable[[Operands], Result]:
         @functools.wraps(function)
         def either(operands: Operands) -> Result:
+            if for_any_size() and torch.onnx.is_in_onnx_export():
+                raise RuntimeError(
+                    "ONNX has no operators for what this provider does; set layer.provider = 'masked', whose products "
+                    "torch.onnx.export can write, and export again"
+                )
             if not is_compiling():
                 let_count()
             return plain(operands) if transformed() else function(operands)

@@ -61,8 +61,8 @@ def choose(
 def _fastest(execution: str, device: torch.device, dtype: torch.dtype, depth: int, operation: Operation) -> Provider:
     """The first ranked provider that can and, with execution "auto", pays; else masked.
 
-    Whether one pays is asked before whether it is available, which may compile it. Where one would pay and is missing
-    on a machine that has the device for it, a warning says once what takes its place and why.
+    A provider that does not pay is not asked whether it is available, because the question may compile it. Where one
+    pays but is missing on a machine that has the device for it, a warning says once which takes its place, and why.
     """
     missing = {}
     found = operation.providers["masked"]

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from fff.activations import activation_named
 from fff.decisions import reach, right_probability, straight_through_gates
-from fff.kernels.autograd import differentiable
+from fff.kernels.autograd import differentiable, for_any_size, gradients_wanted
 from fff.kernels.gather import PAYS_FROM, PAYS_FROM_OTHER, gather
 from fff.kernels.operands import PathOperands
 from fff.reference import PathResult
@@ -20,6 +20,7 @@ from fff.topology import child, depth_of, first_node, nodes_in_tree, path_length
 
 # Tokens in one product with one leaf's weights; more do not make the product faster.
 MOST_PER_BLOCK = 128
+PER_BLOCK_OF_ANY = 16  # where the number of tokens is not known
 
 
 class Leaves(NamedTuple):
@@ -99,7 +100,8 @@ def _walked(operands: LeafOperands) -> tuple[Tensor, Tensor]:
 
 def _gated(y: Tensor, nodes: Tensor, scores: Tensor, operands: LeafOperands) -> Tensor:
     """y times 1, whose gradient is the decisions' own, or zero."""
-    if not torch.is_grad_enabled():
+    lean = for_any_size() and not operands.straight_through
+    if lean or not gradients_wanted((*operands, *operands.leaves)):
         return y
     gate = straight_through_gates(nodes, functional.pad(scores, (0, 1)), operands.temperature)[:, -1:]
     slope = 1.0 if operands.straight_through else 0.0
@@ -118,7 +120,7 @@ def decide(x: Tensor, w: Tensor, b: Tensor, flips: Tensor | None) -> tuple[Tenso
     w (J, H), b (J,), D at least 1; flips (N, D) bool or None. Deep trees compute the path's scores alone, shallow ones
     all, where one product is faster. Scores have gradients.
     """
-    depth = depth_of(w.shape[0]) + 1
+    depth = depth_of(len(w)) + 1
     pays_from = PAYS_FROM.get(x.device.type, PAYS_FROM_OTHER)
     if nodes_in_tree(depth - 1) < pays_from * path_length(depth - 1):
         scores = functional.linear(x, w, b)
@@ -140,14 +142,20 @@ def one_leaf_each(x: Tensor, leaf: Tensor, leaves: Leaves, activation: str, drop
     twice the layer's; with few tokens a block is one token. Sizes follow from shapes alone: nothing waits for the
     device, and torch.compile sees one graph.
     """
-    tokens, count = x.shape[0], leaves.w_in.shape[0]
-    size = min(MOST_PER_BLOCK, max(1, tokens // count))
+    tokens, count = x.shape[0], len(leaves.w_in)
+    size = PER_BLOCK_OF_ANY if for_any_size() else min(MOST_PER_BLOCK, max(1, tokens // count))
     slot, block_leaf = _blocks(leaf, count, size)
-    padded = x.new_zeros(block_leaf.shape[0] * size, x.shape[1]).index_copy(0, slot, x)
+    blocks = block_leaf.shape[0]
+    if for_any_size():  # that a view fits could not be proved
+        place = slot // size, slot % size
+        padded = x.new_zeros(blocks, size, x.shape[1]).index_put(place, x)
+    else:
+        padded = x.new_zeros(blocks * size, x.shape[1]).index_copy(0, slot, x).view(blocks, size, x.shape[1])
     w_in, b_in, w_out, b_out = (weight.index_select(0, block_leaf) for weight in leaves)
-    hidden = torch.baddbmm(b_in[:, None], padded.view(-1, size, x.shape[1]), w_in.transpose(1, 2))
+    hidden = torch.baddbmm(b_in[:, None], padded, w_in.transpose(1, 2))
     hidden = functional.dropout(activation_named(activation).forward(hidden), dropout)
-    return torch.baddbmm(b_out[:, None], hidden, w_out).flatten(0, 1).index_select(0, slot)
+    y = torch.baddbmm(b_out[:, None], hidden, w_out)
+    return y[place] if for_any_size() else y.flatten(0, 1).index_select(0, slot)
 
 
 def _blocks(leaf: Tensor, count: int, size: int) -> tuple[Tensor, Tensor]:
@@ -160,7 +168,7 @@ def _blocks(leaf: Tensor, count: int, size: int) -> tuple[Tensor, Tensor]:
     rank = torch.arange(tokens, device=leaf.device) - borders[ordered]
     slot = torch.empty_like(order).scatter(0, order, first_block[ordered] * size + rank)
     # Sum of ceil(tokens of a leaf / size), at most; blocks left over are padding throughout.
-    blocks = tokens if size == 1 else tokens // size + min(count, tokens)
+    blocks = tokens if size == 1 else tokens // size + (count if for_any_size() else min(count, tokens))
     block_leaf = torch.searchsorted(last_block, torch.arange(blocks, device=leaf.device), right=True)
     return slot, block_leaf.clamp(max=count - 1)
 
@@ -182,7 +190,7 @@ def mixture(
     scores = functional.linear(x, w, b)
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     reached = reach(right_probability(scores, temperature, flips))
-    inner = first_node(depth_of(reached.shape[-1]))
+    inner = len(w)
     y = _weighted(x, leaves, reached[:, inner:].to(x.dtype), activation, dropout)
     return y, scores, reached[:, :inner]
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fff.activations import ACTIVATIONS, activation_named
-from fff.kernels import LEAF, Chooser, Provider, check
+from fff.kernels import LEAF, Chooser, Provider, check, for_any_size
 from fff.kernels.leaves import LeafOperands, Leaves, dense, mixture
 from fff.layers.base import Flops, Hardenable, Settings, whole_number
 from fff.layers.operands import computing_dtype
@@ -230,10 +230,10 @@ class LeafFFF(Hardenable):
         flips = self.leak(tokens, inner)
         fixed = (weights["w_node"], weights["b_node"], self._leaves(weights), self.activation, self._dropout)
         size = max(1, self.chunk_neurons // self.w_in[..., 0].numel())
-        again = tokens > size and torch.is_grad_enabled()
+        spans = [slice(None)] if for_any_size() else [slice(i, i + size) for i in range(0, max(1, tokens), size)]
+        again = len(spans) > 1 and torch.is_grad_enabled()
         kept: list[tuple[Tensor, ...]] = []
-        for start in range(0, max(1, tokens), size):
-            span = slice(start, start + size)
+        for span in spans:
             operands = (x[span], *fixed, self.temperature, None if flips is None else flips[span])
             found = checkpoint(mixture, *operands, use_reentrant=False) if again else mixture(*operands)
             kept.append(found if with_decisions else found[:1])

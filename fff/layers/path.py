@@ -181,8 +181,8 @@ class PathFFF(Hardenable):
         Raises:
             ValueError: x has another last dimension, dtype or device than the weights.
         """
-        # The short way: at one token, all questions that the long one asks take as long as the layer. It comes and
-        # goes, so tracing must not see it: a model would be compiled anew.
+        # The provider's shortcut, where there is one: for one token, the checks on the usual way take as long as the
+        # layer. It is there from the second call on, so torch.compile must not see it, or it would compile again.
         if not self.training and not is_compiling() and (shortcut := self._chooser.shortcut) is not None:
             y = shortcut(x, self._parameters) if not transformed() else None
             if y is not None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fff.activations import ACTIVATIONS
-from fff.kernels.autograd import differentiable, register_backward
+from fff.kernels.autograd import differentiable, gradients_wanted, register_backward
 from fff.kernels.cpu.build import BuildError, load
 from fff.kernels.flops import register_flops, register_leaf_flops
 from fff.kernels.leaves import LeafOperands, all_leaves, own_leaf, own_walk
@@ -68,7 +68,7 @@ def output(operands: PathOperands) -> Tensor:
     """y (N, K) alone; otherwise as `cpu`."""
     x, w_in, b_in, w_out, activation, flips, temperature = operands
     number = ACTIVATION_IDS[activation]
-    if flips is None and not torch.is_grad_enabled():
+    if flips is None and not gradients_wanted(operands):
         return torch.ops.fff.cpu_infer.default(x, w_in, b_in, w_out, number)
     return torch.ops.fff.cpu_forward.default(x, w_in, b_in, w_out, number, flips, temperature)[0]
 
@@ -95,7 +95,7 @@ def leaf_output(operands: LeafOperands) -> Tensor:
     With those, and at depth 0, plain torch computes it, `fff.kernels.leaves.own_leaf`.
     """
     x, w_node, b_node, leaves, activation, flips, *_ = operands
-    if w_node is None or torch.is_grad_enabled() or flips is not None or operands.dropout:
+    if w_node is None or gradients_wanted((*operands, *leaves)) or flips is not None or operands.dropout:
         return own_leaf(operands).y
     return torch.ops.fff.cpu_leaf_infer.default(x, w_node, b_node, *leaves, ACTIVATION_IDS[activation])
 

@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fff.kernels.autograd import differentiable, register_backward
+from fff.kernels.autograd import differentiable, gradients_wanted, register_backward
 from fff.kernels.flops import register_flops
 from fff.kernels.masked import masked
 from fff.kernels.operands import (
@@ -110,7 +110,7 @@ def triton(operands: PathOperands) -> PathResult:
 @differentiable(lambda operands: masked(operands).y)
 def output(operands: PathOperands) -> Tensor:
     """y (N, K) alone; otherwise as `triton`."""
-    if operands.flips is None and not torch.is_grad_enabled():
+    if operands.flips is None and not gradients_wanted(operands):
         return _infer(*operands[:5])
     return _forward(*operands)[0]
 
