@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from bench.options import Setting
+from bench.rivals import Rival, rival_contenders
 from fff.kernels import PROVIDERS
 from fff.layers.leaf import LeafFFF
 from fff.layers.path import PathFFF
@@ -21,12 +22,16 @@ MASKED_MOST_TOKENS = {"cpu": 16384}
 Layer = PathFFF | LeafFFF
 
 
-def contenders(base: Layer, setting: Setting, x: Tensor) -> tuple[dict[str, Layer], dict[str, float]]:
+def contenders(
+    base: Layer | Rival, setting: Setting, x: Tensor
+) -> tuple[dict[str, Layer] | dict[str, Rival], dict[str, float]]:
     """Copies of the layer by provider, in the setting's dtype, and their errors on x, which is what is timed.
 
     Raises:
         AssertionError: a provider computes something else than the definition; nothing is timed then.
     """
+    if isinstance(base, Rival):
+        return rival_contenders(base, setting, x)
     found: dict[str, Layer] = {}
     for name in usable(base, setting, x.device):
         layer = copy_of(base, name).to(x.device, setting.dtype)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from bench.cases import WIDTH, Case, dense, training_step
 from bench.contenders import Layer, contenders
 from bench.options import Setting, check_out, name_of, parser, settings, thread_counts
+from bench.rivals import Rival
 from bench.rows import SpeedRow, stamp, write_rows
 from bench.timing import figures, interleaved
 from cramming.door import door
@@ -33,16 +34,23 @@ Floors = dict[str, float]
 def measure(setting: Setting, device: torch.device, known: Floors | None = None) -> list[SpeedRow]:
     """Rows of one setting, for a layer with random weights and inputs; `known` columns go into each."""
     torch.manual_seed(0)
-    base: Layer = (
-        PathFFF(WIDTH, WIDTH, setting.depth, setting.trees)
-        if setting.leaf_width is None
-        else LeafFFF(WIDTH, WIDTH, setting.depth, setting.leaf_width)
-    )
+    base = layer_of(setting)
     xs = inputs(setting.inputs, setting.tokens, WIDTH, ROTATING)
     return compare(base.to(device), [x.to(device) for x in xs], setting, known or {})
 
 
-def compare(base: Layer, wide: list[Tensor], setting: Setting, known: dict[str, Any]) -> list[SpeedRow]:
+def layer_of(setting: Setting) -> Layer | Rival:
+    """The setting's layer, with random weights."""
+    if setting.rival is not None:
+        rival = setting.rival.build(WIDTH, WIDTH)
+        assert isinstance(rival, Rival)
+        return rival
+    if setting.leaf_width is not None:
+        return LeafFFF(WIDTH, WIDTH, setting.depth, setting.leaf_width)
+    return PathFFF(WIDTH, WIDTH, setting.depth, setting.trees)
+
+
+def compare(base: Layer | Rival, wide: list[Tensor], setting: Setting, known: dict[str, Any]) -> list[SpeedRow]:
     """Rows of one setting on float32 inputs (N, d_in): a layer under every provider, and the dense layers."""
     device, inference = wide[0].device, setting.mode == "inference"
     if setting.compiled:
@@ -79,8 +87,10 @@ def compare(base: Layer, wide: list[Tensor], setting: Setting, known: dict[str, 
     ]
 
 
-def trained(base: Layer) -> int:
+def trained(base: Layer | Rival) -> int:
     """Neurons that a layer has: those of a dense layer of its size."""
+    if isinstance(base, Rival):
+        return base.settings.neurons_trained
     if isinstance(base, LeafFFF):
         return 2**base.depth * base.leaf_width
     return trained_neurons(base.trees, base.depth)
@@ -115,6 +125,8 @@ def floors(setting: Setting, peak: dict[str, float], size: int = WIDTH) -> Floor
     neurons: float = trained_neurons(setting.trees, setting.depth)
     if setting.leaf_width is not None:  # a decision has one row where a neuron has two
         used, neurons = setting.leaf_width + setting.depth / 2, 2**setting.depth * (setting.leaf_width + 0.5)
+    if setting.rival is not None:  # routing as the neurons that cost as much
+        used, neurons = (count / (4 * size) for count in setting.rival.flops(size, size))
     rows = min(neurons, used * setting.tokens)
     weights, tokens = 2 * rows * size * item, 2 * setting.tokens * size * item
     return {

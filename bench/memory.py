@@ -85,10 +85,10 @@ def memory_row(name: str, found: dict[str, float], shape: Shape, tokens: int, de
 
 
 def memory_shapes(text: str, *, empty: bool = False) -> list[Shape]:
-    """The shapes that this measures, those of PathFFF; UserError for those of LeafFFF."""
+    """The shapes that this measures, those of PathFFF; UserError for others."""
     found = shapes(text, empty=empty)
-    if leaves := [shape for shape in found if shape.leaf_width]:
-        raise UserError(f"--shapes names {leaves[0]}; memory is measured of trees x depth alone, e.g. 1x11.")
+    if others := [shape for shape in found if shape.leaf_width or shape.rival]:
+        raise UserError(f"--shapes names {others[0]}; memory is measured of trees x depth alone, e.g. 1x11.")
     return found
 
 

@@ -14,6 +14,8 @@ from cramming.checks import number, one_of
 from cramming.door import path_argument
 from cramming.errors import UserError
 from cramming.files import check_writable
+from fff.feedforward import settings_from
+from fff.layers.base import Settings
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 MODES = ("inference", "training")
@@ -21,17 +23,25 @@ INPUTS = ("iid", "skewed")
 DEEPEST = 20
 MOST_THREADS = 1024
 PATH_SHAPE, LEAF_SHAPE = re.compile(r"(\d{1,6})x(\d{1,2})"), re.compile(r"leaf(\d{1,6})x(\d{1,2})")
+# The rivals' tags, with the keys of their settings.
+RIVALS = {
+    "moe": re.compile(r"moe(?P<expert_width>\d{1,6})x(?P<experts>\d{1,6})top(?P<top>\d{1,6})"),
+    "peer": re.compile(r"peer(?P<keys>\d{1,6})x(?P=keys)h(?P<heads>\d{1,6})top(?P<top>\d{1,6})"),
+}
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Trees of a depth; with a leaf_width the one tree of a LeafFFF."""
+    """Trees of a depth; with a leaf_width the one tree of a LeafFFF; or the settings of a rival, without trees."""
 
     trees: int
     depth: int
     leaf_width: int | None = None
+    rival: Settings | None = None
 
     def __str__(self) -> str:
+        if self.rival is not None:
+            return self.rival.tag
         return f"leaf{self.leaf_width}x{self.depth}" if self.leaf_width else f"{self.trees}x{self.depth}"
 
 
@@ -49,12 +59,13 @@ class Setting:
     seconds: float = 2.0  # for each case
     providers: tuple[str, ...] = ()  # those that are timed; empty for all that can
     leaf_width: int | None = None  # of a LeafFFF
+    rival: Settings | None = None  # instead of trees
 
     @property
     def title(self) -> dict[str, Any]:
         """The columns that the group's rows share."""
         return {
-            "shape": str(Shape(self.trees, self.depth, self.leaf_width)),
+            "shape": str(Shape(self.trees, self.depth, self.leaf_width, self.rival)),
             "tokens": self.tokens,
             "dtype": name_of(self.dtype),
             "mode": self.mode,
@@ -73,7 +84,9 @@ def parser(prog: str, description: str | None) -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(prog=prog, description=description)
     shapes = "1x11,32x6,128x4" if gpu else "1x11,32x6"
     found.add_argument(
-        "--shapes", default=f"{shapes},leaf32x7", help="TREESxDEPTH or leafWIDTHxDEPTH, e.g. 1x11,leaf32x7; '' for none"
+        "--shapes",
+        default=f"{shapes},leaf32x7",
+        help="TREESxDEPTH, leafWIDTHxDEPTH or a rival's tag, e.g. 1x11,leaf32x7,moe32x32top1; '' for none",
     )
     found.add_argument("--tokens", default="128,16384" if gpu else "1,128,2048")
     found.add_argument("--dtypes", default="bfloat16" if gpu else "float32")
@@ -114,17 +127,24 @@ def dtypes(key: str, text: str) -> list[torch.dtype]:
 
 
 def shapes(text: str, *, empty: bool = False) -> list[Shape]:
-    """Comma-separated shapes of PathFFF (1x11) and LeafFFF (leaf32x7)."""
+    """Comma-separated shapes of PathFFF (1x11) and LeafFFF (leaf32x7), and tags of rivals (moe32x32top1)."""
     return [_shape(name) for name in names("shapes", text, empty=empty)]
 
 
 def _shape(name: str) -> Shape:
+    for kind, pattern in RIVALS.items():
+        if sizes := pattern.fullmatch(name):
+            try:
+                rival = settings_from({"kind": kind} | {key: int(size) for key, size in sizes.groupdict().items()})
+            except ValueError as error:
+                raise UserError(f"--shapes names {name!r}: {error}") from None
+            return Shape(0, 0, rival=rival)
     path, leaf = PATH_SHAPE.fullmatch(name), LEAF_SHAPE.fullmatch(name)
     found = path or leaf
     if found is None or int(found[1]) < 1 or int(found[2]) > DEEPEST:
         raise UserError(
             f"--shapes names {name!r}; give trees x depth, e.g. 1x11, or leaf_width x depth, e.g. leaf32x7, "
-            f"of depth 0 to {DEEPEST}."
+            f"of depth 0 to {DEEPEST}, or a rival's tag, e.g. moe32x32top1, peer64x64h4top3."
         )
     return Shape(int(found[1]), int(found[2])) if path else Shape(1, int(found[2]), int(found[1]))
 
@@ -158,6 +178,7 @@ def settings(options: argparse.Namespace, given: list[Shape] | None = None) -> l
             options.compiled,
             options.seconds,
             leaf_width=shape.leaf_width,
+            rival=shape.rival,
         )
         for shape, tokens, dtype, mode, kind in itertools.product(*lists)
     ]

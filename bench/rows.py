@@ -48,7 +48,7 @@ class SpeedRow:
 
     what: str
     name: str  # a layer's provider, "dense 4096 float32", a model's feedforward, ...
-    shape: str  # 1x11, leaf32x7 (leaf_width x depth); a model's may also be "dense 3072" or "none"
+    shape: str  # 1x11, leaf32x7 (leaf_width x depth), a rival's tag; a model's may also be "dense 3072" or "none"
     width: int  # d_in and d_out, a model's hidden size
     layers: int | None = None  # of a model
     vocab_size: int | None = None
