@@ -9,7 +9,7 @@ PICK = experiment=$(EXP) $(if $(TREES),ffn.trees=$(TREES)) $(if $(DEPTH),ffn.dep
 SWEEP = experiment=$(EXP) +sweep=family ffn.depth=$(call list,$(or $(DEPTH),3 5 7)) seed=$(call list,$(or $(SEED),0)) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup prepare pretrain glue tables sweep images convert regions bench test test-all lint clean
+.PHONY: help setup prepare pretrain glue tables sweep micro images convert regions bench test test-all lint clean
 
 help:  ## this text
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
@@ -44,6 +44,9 @@ tables: setup  ## results/runs -> results/tables
 
 sweep: setup  ## pretrain over depths and seeds at about equal neurons, then the tables
 	$(PY) scripts/pretrain.py --multirun $(SWEEP); status=$$?; $(PY) scripts/tables.py && exit $$status
+
+micro: setup  ## what is a tree worth? trains the missing rows of configs/rows/micro.yaml, then tables and figures (JOBS=2)
+	$(PY) scripts/micro.py --jobs $(or $(JOBS),1) $(ARGS)
 
 images: setup  ## the first paper's experiment on scikit-learn's digits (or ARGS="images=mnist"), then the tables
 	$(PY) scripts/images.py $(ARGS)

@@ -14,7 +14,7 @@ import os
 import sys
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, field, fields, make_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -122,6 +122,17 @@ def entry(name: str) -> Callable[[Callable[[Any], None]], Callable[[], None]]:
         return run
 
     return decorate
+
+
+def composed(name: str, overrides: Sequence[str]) -> Any:
+    """The frozen dataclass that such a command line of a script describes; UserError names what is wrong in it."""
+    check_configs()
+    register()
+    try:
+        with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            return frozen(ROOTS[name], hydra.compose(name, overrides=list(overrides)))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(composition_error(error)) from None
 
 
 def check_configs() -> None:

@@ -38,6 +38,7 @@ FLOORS = {
         ("cramming.convert", "cramming.regions"),
         ("cramming.report",),
         ("cramming.config",),
+        ("cramming.plan",),
     ),
     "bench": (("bench",), ("bench.check",)),
     "scripts": (("scripts",),),
