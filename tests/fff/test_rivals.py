@@ -299,3 +299,14 @@ def test_inputs_that_do_not_fit_are_named(layer: Routed) -> None:
             call(torch.randn(3, 6, dtype=double))
         with pytest.raises(ValueError, match=r"the input is torch.float32, but the layer's weights are torch.float64"):
             call(torch.randn(3, 7))
+
+
+@pytest.mark.parametrize("layer", [a_moe(*MOES[-1]).float(), a_peer(*PEERS[1]).float()], ids=["moe", "peer"])
+def test_an_exported_layer_takes_any_number_of_tokens(layer: Routed) -> None:
+    layer = copy.deepcopy(layer).eval()
+    with torch.no_grad():
+        tokens = torch.export.Dim("tokens", min=2, max=4096)
+        exported = torch.export.export(layer, (torch.randn(20, layer.d_in),), dynamic_shapes=({0: tokens},)).module()
+        for count in (2, 3, 77, 500):
+            x = torch.randn(count, layer.d_in)
+            torch.testing.assert_close(exported(x), layer(x), atol=1e-5, rtol=1e-5)
