@@ -34,7 +34,7 @@ git clone -q "file://$here" "$checkout"   # with file://, so that it shares noth
 chmod -R a-w,a+rX "$checkout"
 listing() { find "$checkout" -printf '%P %s %T@\n' | sort | sha256sum; }
 before=$(listing)
-commit=$(git -C "$here" rev-parse HEAD)
+commit=$(git -C "$checkout" rev-parse HEAD)
 install -d -o "$uid" -g "$uid" "$out" "$home/cache"
 install -d -m 000 "$home/closed"
 cp "$home"/compiled/cpu-*.{so,sha256} "$home/cache" 2>/dev/null || true
@@ -83,14 +83,15 @@ verdict() {  # name, expected, found
   printf '%-6s  %-34s  %.400s\n' "$good" "$1" "$3"
 }
 
-"$python" -c 'import pydoc_data.topics as t; print("\n\n".join(t.topics.values())[:300_000])' > "$home/text.txt"
+"$python" -c 'import pydoc_data.topics as t
+print("\n\n".join("\n".join(filter(str.strip, topic.splitlines())) for topic in t.topics.values()))' > "$home/text.txt"
 chmod 644 "$home/text.txt"
 small=(model.hidden_size=32 model.layers=2 model.heads=2 train.budget_tokens=20000 train.batch=8 train.microbatch=8
   train.validations=1 train.checkpoints=1 train.valid_sequences=16 ffn.trees=1 ffn.depth=3)
 text=(data=text "data.files=[$home/text.txt]" data.vocab_size=2048 data.valid_share=0.3 data.workers=1 "${small[@]}")
 there=(output_dir="$out/outputs" results_dir="$out/results")
 run=("$python" scripts/pretrain.py "${text[@]}" "${there[@]}")
-glue=("$python" scripts/glue.py "${text[@]}" glue.epochs=1 glue.seeds=[0] glue.mini_train=40 glue.mini_dev=20)
+glue=("$python" scripts/glue.py "${text[@]}" glue.epochs=1 glue.seeds=[0] glue.mini_train=24 glue.mini_dev=6 glue.tasks=[word_order])
 images=("$python" scripts/images.py images.epochs=1 images.widths=[16] images.leaf_widths=[8] images.seeds=[0])
 bench=("$python" scripts/bench.py --shapes 1x2 --tokens 8 --seconds 0.01 --batches "" --memory 0)
 regions=("$python" scripts/regions.py "$out/model" "$home/text.txt" --tokens 512)
