@@ -108,3 +108,8 @@ def test_every_place_that_the_readme_names_is_there() -> None:
     missing = [name for name in named if not (ROOT / name.split("/{")[0]).exists()]
     assert len(named) > 20
     assert not missing
+
+
+def test_the_readme_has_the_fingerprint_of_the_embedded_text() -> None:
+    (expected,) = re.findall(r"\b[0-9a-f]{16}\b", (ROOT / "configs/data/docs.yaml").read_text())
+    assert f"`{expected}`" in README
