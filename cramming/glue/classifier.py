@@ -7,6 +7,7 @@ Its head reads the first token, as the authors' does, and only a pair's template
 
 import copy
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -35,7 +36,9 @@ def load_classifier(pretrained: Pretrained, task: Task, dropout: float) -> PreTr
     return model
 
 
-def write_classifier(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, folder: Path) -> None:
+def write_classifier(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, folder: Path, metrics: Mapping[str, float]
+) -> None:
     """Keep a finetuned classifier, complete or absent, as transformers' Auto classes and pipelines read it.
 
     Commands that share the folder above wait for one another; what a killed one left there is removed.
@@ -46,7 +49,8 @@ def write_classifier(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
     above = folder.parent
     with locked(above.with_name(f".{above.name}.lock"), wait=True):
         remove_leftovers(above, alone=True)
-        write_model(model, tokenizer if task.pairs else singles_as_pairs(tokenizer), folder)
+        numbers = {f"{task.name} {name}, dev set": f"{metrics[name]:.2%}" for name in task.metrics}
+        write_model(model, tokenizer if task.pairs else singles_as_pairs(tokenizer), folder, numbers)
 
 
 def singles_as_pairs(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:

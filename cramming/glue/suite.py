@@ -127,7 +127,7 @@ def run_task(
             outcome = run_seed(suite, world, encoded, seed)
             record = record or save(run, outcome, samples_of(data))
             if folder and outcome.model is not None:
-                write_classifier(outcome.model, tokenizer, data.task, folder)
+                write_classifier(outcome.model, tokenizer, data.task, folder, record["metrics"])
             elif folder:
                 print(f"not kept   {folder}: {outcome.status} ({outcome.error})", flush=True)
         records.append(record)

@@ -1,10 +1,11 @@
 """A model folder as transformers reads it: written, checked, read. Not training, nor what a head is for."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from safetensors import SafetensorError
@@ -14,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 import cramming.model  # registers the Auto classes
 from cramming.errors import UserError
 from cramming.files import checked_name, new_folder, read_json, sha256
+from cramming.model.card import model_card
 from cramming.record import refuse_unfinished
 
 WEIGHTS = "model.safetensors"
@@ -48,15 +50,22 @@ class Pretrained:
     max_length: int
 
 
-def write_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> str:
-    """Write weights, configuration and tokenizer, complete or absent; returns the SHA-256 of the weights' file.
+def write_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    numbers: Mapping[str, str] = MappingProxyType({}),
+) -> str:
+    """Write weights, configuration, tokenizer and card, complete or absent; returns the SHA-256 of the weights' file.
 
     Args:
         folder: the caller's own; one of that name is replaced as a whole.
+        numbers: what the card shows as results, see `cramming.model.card.model_card`.
     """
     with new_folder(folder, replace=True) as beside:
         save_model(model, beside)
         tokenizer.save_pretrained(beside)
+        (beside / "README.md").write_text(model_card(model, numbers))
     return sha256(folder / WEIGHTS)
 
 

@@ -41,6 +41,20 @@ def history_metrics(rows: list[dict[str, Any]], unigram_loss: float) -> dict[str
     return metrics
 
 
+def card_numbers(metrics: dict[str, float], tokens: int, data: str) -> dict[str, str]:
+    """What a model's card shows of a record's metrics.
+
+    Args:
+        tokens: read in training; data: their fingerprint.
+    """
+    shown = {
+        "validation loss": f"{metrics['valid_loss']:.4f} nats per masked token",
+        "unigram loss of the same tokens": f"{metrics['unigram_loss']:.4f} nats",
+        "accuracy": f"{metrics['valid_accuracy']:.2%} of masked tokens",
+    }
+    return shown | {"training tokens": f"{tokens:,}", "fingerprint of the data": f"`{data}`"}
+
+
 def device_metrics(rows: list[dict[str, Any]]) -> dict[str, float]:
     """Median MFU (see cramming.model.flops) and peak memory (GB), of a run whose rows have them."""
     metrics = {}

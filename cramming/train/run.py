@@ -15,7 +15,7 @@ from cramming.train.assemble import assemble
 from cramming.train.balance import Balance
 from cramming.train.checkpoint import Checkpoints
 from cramming.train.compiled import warm_up
-from cramming.train.finish import history_curve, history_metrics, print_examples, print_summary
+from cramming.train.finish import card_numbers, history_curve, history_metrics, print_examples, print_summary
 from cramming.train.finished import refuse_diverged
 from cramming.train.history import History, read_history
 from cramming.train.hooks import Bar, Checkpoint, FiniteGuard, StopSignals, Validate
@@ -113,7 +113,7 @@ class Run:
                 f"{self.folder.model} is lost or damaged, and no checkpoint of the run's end is left; move "
                 f"{self.folder.path} away and start the same command to train it again."
             )
-        weights = write_model(self.parts.model, self.data.tokenizer(), self.folder.model)
+        weights = self._write_model(content["metrics"])
         if content.get("weights_sha256", weights) != weights:
             raise UserError(
                 f"{self.checkpoints.list()[-1]} gives other weights than {self.folder.record} knows; move "
@@ -214,7 +214,7 @@ class Run:
 
     def _finish(self) -> None:
         self._refuse_lost_history()
-        weights = write_model(self.parts.model, self.data.tokenizer(), self.folder.model)
+        weights = self._write_model(history_metrics(read_history(self.folder.history), self.unigram))
         content = self._record("finished", {"weights_sha256": weights})
         assert content is not None
         write_json(self.folder.record, content)
@@ -222,6 +222,11 @@ class Run:
         record = record_file(Path(self.root.results_dir), content["name"])
         print_examples(self.parts.model, self.data, self.root.data.examples)
         print_summary(content, model=self.folder.model, history=self.folder.history, record=record)
+
+    def _write_model(self, metrics: dict[str, float]) -> str:
+        """Write the model with its card; returns the SHA-256 of its weights."""
+        numbers = card_numbers(metrics, self.parts.state.tokens, self.data.fingerprint)
+        return write_model(self.parts.model, self.data.tokenizer(), self.folder.model, numbers)
 
     def _refuse_lost_history(self) -> None:
         """UserError where the history does not end with the run's last mark: a record of it would have no results."""
