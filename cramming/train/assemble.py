@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from cramming.errors import UserError
+from cramming.files import short_hash
 from cramming.model import CrammedConfig, CrammedForMaskedLM
 from cramming.objectives.base import Objective
 from cramming.objectives.masked import MASK_TOKEN, MaskedTokens
@@ -16,6 +17,7 @@ from cramming.train.optim import build_optimiser
 from cramming.train.parts import Parts, Tokens
 from cramming.train.root import PretrainRoot
 from fff.hardening import set_hardening
+from fff.layers.base import Feedforward
 
 
 def assemble(root: PretrainRoot, data: Tokens, world: World) -> Parts:
@@ -52,9 +54,22 @@ def build_model(root: PretrainRoot, data: Tokens, seed: Callable[[int], None]) -
         sparse_prediction=model.sparse_prediction,
     )
     try:
-        return CrammedForMaskedLM(config)
+        built = CrammedForMaskedLM(config)
     except (ValueError, RuntimeError) as error:
         raise UserError(f"ffn: {error}") from error
+    if root.train.equal_start:
+        draw_by_name(built, model.init_std, root.seed)
+    return built
+
+
+@torch.no_grad()
+def draw_by_name(model: nn.Module, std: float, seed: int) -> None:
+    """Draw the matrices outside feedforward layers anew, each from a generator of its own: N(0, std)."""
+    layers = {id(p) for module in model.modules() if isinstance(module, Feedforward) for p in module.parameters()}
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1 and id(parameter) not in layers:
+            generator = torch.Generator().manual_seed(int(short_hash([seed, name], 15), 16))
+            parameter.copy_(torch.empty(parameter.shape).normal_(0.0, std, generator=generator))
 
 
 def check_layer(root: PretrainRoot) -> None:

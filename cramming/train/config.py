@@ -45,6 +45,9 @@ class TrainConfig:
     keep_checkpoints: int = 2  # the newest ones that stay on the disk
     log_steps: int = 10  # steps per row of metrics.jsonl; a GPU is waited for as often
     compile_mode: str = "default"  # reduce-overhead: CUDA graphs, for passes shorter than their launches
+    # Initial values outside the feedforward layers follow from seed and name alone: equal for every kind and size of
+    # layer. Without it, whatever is drawn before them shifts them.
+    equal_start: bool = False
     profile_steps: int = 0  # steps that a profile is taken of, into profile.json; fewer than log_steps - 1
 
     def __post_init__(self) -> None:
