@@ -83,7 +83,8 @@ def run_suite(suite: Suite, world: World | None = None) -> list[Record]:
     world = world or single_process(config.precision)
     tasks = chosen_tasks(config.suite, config.tasks)
     load_classifier(pretrained, tasks[0], config.dropout)  # weights that do not fit must show before the first training
-    data = [load_task(suite, task) for task in tqdm(tasks, desc="reading tasks", unit="task", leave=False)]
+    with tqdm(tasks, desc="reading tasks", unit="task", leave=False) as bar:  # closed before an error is told
+        data = [load_task(suite, task) for task in bar]
     rehearse(dict.fromkeys(name for task in tasks for name in task.metrics))
     for key, folder in (("results_dir", suite.results_dir / "runs"), ("output_dir", suite.kept)):
         if folder is not None:

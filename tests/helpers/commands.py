@@ -10,8 +10,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
+from weakref import WeakSet
 
 from hydra.core.global_hydra import GlobalHydra
+from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -35,6 +37,7 @@ def inline(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     file = str(ROOT / "scripts" / f"{script}.py")
     out, err, code = io.StringIO(), io.StringIO(), 0
     GlobalHydra.instance().clear()
+    tqdm._instances = WeakSet()  # bars that an interrupted test left open would share the command's terminal
     streams = contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)
     with _signals(), mock.patch.object(sys, "argv", [file, *arguments]), streams[0], streams[1]:
         try:
