@@ -29,9 +29,10 @@ NOTES = """What a layer is worth: `w_eff` is the width of the dense layer that h
 budget and recipe. Neurons are those of one layer; dense 0 is `none`, attention alone. Between measured widths the curve
 is linear in log(1 + width); where it rises it is pooled (isotonic regression) and that is said. `w_eff` is of mean
 losses over the seeds that layer and curve share; its interval is a 95 % percentile bootstrap over those seeds, in which
-a seed brings its loss of the curve and of the layer together. With three seeds that interval is the range over the
-seeds, and holds the truth about three times in four: read it as such. >= and <= stand where the curve does not reach.
-"Above" and "below" its neurons used stand where the whole interval says so. Losses are median (min–max) and n."""
+a seed brings its loss of the curve and of the layer together: they have data order and masks in common, and with
+`train.equal_start` the initial values around the layer. With three seeds that interval is the range over the seeds, and
+holds the truth about three times in four: read it as such. >= and <= stand where the curve does not reach. "Above" and
+"below" its neurons used stand where the whole interval says so. Losses are median (min–max) and n."""
 
 
 def effective_markdown(sets: Sequence[Comparison], groups: Sequence[PretrainGroup]) -> str:
