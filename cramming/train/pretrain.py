@@ -47,7 +47,9 @@ def pretrain(root: PretrainRoot, prepared: Path | None = None) -> Path:
         check_writable(Path(root.output_dir) / "runs", "output_dir")
     busy = f"{folder.path} is being trained by another process; wait for it, or change the seed or the configuration."
     with locked(folder.path / ".lock", wait=False, busy=busy) if world.main else contextlib.nullcontext():
-        run = Run(root, folder, world, shared_data(root, prepared, world))
+        data = shared_data(root, prepared, world)
+        check_lengths(root.data.examples, data)
+        run = Run(root, folder, world, data)
         if content is None:
             run.train()
         elif world.main:
@@ -79,6 +81,20 @@ def check_examples(examples: list[str]) -> None:
         if text.count(MASK_TOKEN) != 1:
             raise UserError(
                 f"data.examples[{number}] is {text!r}; give it {MASK_TOKEN} exactly once, for what is guessed."
+            )
+
+
+def check_lengths(examples: list[str], data: PreparedData) -> None:
+    """Refuse sentences to fill in that are longer than the model can read (UserError), before the training."""
+    if not examples:
+        return
+    tokenizer = data.tokenizer()
+    for number, text in enumerate(examples):
+        length = len(tokenizer(text)["input_ids"])
+        if length > data.seq_len:
+            raise UserError(
+                f"data.examples[{number}] has {length} tokens, and data.seq_len is {data.seq_len}; shorten it, or set "
+                "data.examples=[]."
             )
 
 

@@ -166,6 +166,14 @@ def test_a_sentence_without_a_mask_is_refused_before_training(tmp_path: Path) ->
     assert not (tmp_path / "outputs" / "data").exists()
 
 
+def test_a_sentence_longer_than_the_model_reads_is_refused_before_training(tmp_path: Path) -> None:
+    root = tiny_root(tmp_path)
+    long = " ".join(["the"] * 40 + ["<mask>"])
+    with pytest.raises(UserError, match=r"data\.examples\[1\] has \d+ tokens, and data\.seq_len is 32"):
+        pretrain(replace(root, data=replace(root.data, examples=["The <mask> sees.", long])))
+    assert not list(tmp_path.glob("outputs/runs/*/metrics.jsonl"))
+
+
 def test_time_in_which_the_process_was_halted_does_not_count() -> None:
     now, worked = 0.0, 0.0
     watch = Stopwatch(lambda: now, lambda: worked)
