@@ -1,6 +1,6 @@
 """Who computes a layer: the providers of each operation, what each can do, which one is chosen. Not the layers."""
 
-from fff.kernels.autograd import for_any_size, transformed
+from fff.kernels.autograd import for_any_size, in_forward_mode
 from fff.kernels.choice import Chooser, check, choose
 from fff.kernels.operands import PathOperands
 from fff.kernels.registry import LEAF, PATH, PROVIDERS, Operation, Provider
@@ -16,5 +16,5 @@ __all__ = [
     "check",
     "choose",
     "for_any_size",
-    "transformed",
+    "in_forward_mode",
 ]

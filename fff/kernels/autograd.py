@@ -23,11 +23,22 @@ Result = TypeVar("Result")
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
+def in_forward_mode() -> bool:
+    """Whether derivatives are taken in forward mode."""
+    return forward_ad._current_level >= 0
+
+
 def transformed() -> bool:
     """Whether this call is differentiated in forward mode, or is inside of a transform of torch.func."""
-    if is_compiling():
-        return False
-    return forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
+    return in_forward_mode() or _in_func()
+
+
+def _in_func() -> bool:
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+# What torch.compiler.assume_constant_result sets. torch.compile guards the stack of transforms by itself.
+_in_func._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def for_any_size() -> bool:

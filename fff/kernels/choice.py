@@ -119,13 +119,13 @@ class Chooser:
         Args:
             layer: has execution, provider, trees, depth and activation.
         """
-        asked = (layer.execution, layer.provider, x.device, x.dtype, layer.trees, layer.depth, self.operation)
-        if is_compiling():
-            return choose(*asked)
-        key = (x.device, x.dtype)  # chosen once: at one token the choice would show
-        if (known := self._chosen.get(key)) is not None:
-            return self.operation.providers[known]
-        chosen = choose(*asked)
+        key = (x.device, x.dtype)
+        compiling = is_compiling()
+        if not compiling and (known := self._chosen.get(key)) is not None:
+            return self.operation.providers[known]  # chosen once: at one token the choice would show
+        chosen = choose(layer.execution, layer.provider, *key, layer.trees, layer.depth, self.operation)
+        if compiling:
+            return chosen
         self._chosen[key] = chosen.name
         if chosen.shortcut and short:
             self.shortcut = chosen.shortcut(layer.activation)

@@ -268,8 +268,12 @@ class LeafFFF(Hardenable):
     def _operands(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Input and weights in the dtype of the computation: autocast's as for nn.Linear, else their own."""
         dtype = computing_dtype(x, self.w_in, self.d_in)
-        named = {name: getattr(self, name) for name in (*WEIGHTS, *MASTER)}
-        return x.to(dtype), {name: weight.to(dtype) for name, weight in named.items() if weight is not None}
+        named = {name: getattr(self, name) for name in ((*WEIGHTS, *MASTER) if self.master_width else WEIGHTS)}
+        return x.to(dtype), {  # for one token, asking a weight to be what it is takes longer than to look
+            name: weight if weight.dtype == dtype else weight.to(dtype)
+            for name, weight in named.items()
+            if weight is not None
+        }
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)

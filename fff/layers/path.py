@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.compiler import is_compiling
 
 from fff.activations import ACTIVATIONS, activation_named
-from fff.kernels import PATH, Chooser, PathOperands, Provider, check, transformed
+from fff.kernels import PATH, Chooser, PathOperands, Provider, check, in_forward_mode
 from fff.kernels.masked import soft
 from fff.layers.base import Flops, Hardenable, Settings, whole_number
 from fff.layers.operands import computing_dtype
@@ -184,7 +184,7 @@ class PathFFF(Hardenable):
         # The provider's shortcut, where there is one: for one token, the checks on the usual way take as long as the
         # layer. It is there from the second call on, so torch.compile must not see it, or it would compile again.
         if not self.training and not is_compiling() and (shortcut := self._chooser.shortcut) is not None:
-            y = shortcut(x, self._parameters) if not transformed() else None
+            y = None if in_forward_mode() else shortcut(x, self._parameters)
             if y is not None:
                 return y
         if self.active_form == "soft":

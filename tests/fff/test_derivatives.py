@@ -120,6 +120,25 @@ def test_derivatives_are_those_of_masked(kind: str, provider: str, way, form: st
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5 * max(1.0, theirs.abs().max().item()))
 
 
+@pytest.mark.parametrize("way", [jvp, functional_gradient], ids=lambda way: way.__name__)
+@pytest.mark.parametrize(("kind", "provider"), [("path", "gather"), ("path", "cpu"), ("leaf6", "gather")])
+def test_compiled_derivatives_are_those_of_masked(kind: str, provider: str, way) -> None:
+    torch._dynamo.reset()
+    module, masked = layer(kind, provider), layer(kind, "masked")
+    x, v = torch.randn(4, 10, device=DEVICE), torch.randn(4, 10, device=DEVICE)
+    found = torch.compile(way, backend="aot_eager")(module, x, v)
+    for ours, theirs in zip(found, way(masked, x, v), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("provider", ["gather", "cpu"])
+def test_exported_layers_keep_the_operator(provider: str, strict: bool) -> None:
+    module = layer("path", provider)
+    exported = torch.export.export(module, (torch.randn(4, 10),), strict=strict)
+    assert f"fff.{provider}_forward.default" in [str(node.target) for node in exported.graph.nodes]
+
+
 @pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "relu", "silu", "tanh", "identity"])
 @pytest.mark.parametrize(("kind", "provider"), [("path", "gather"), ("path", "masked"), ("leaf3", "gather")])
 def test_second_order_gradients_by_finite_differences(kind: str, provider: str, activation: str) -> None:
