@@ -18,6 +18,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from fff.kernels.operands import PathGradients, PathOperands
 from fff.kernels.triton import host as triton_host
 from fff.kernels.triton import kernels as triton_kernels
 
@@ -81,10 +82,10 @@ def compile_all(trees: int, depth: int, dtype: torch.dtype, width: int, tokens: 
     bias, flips = torch.zeros(trees, nodes, dtype=dtype), torch.zeros(tokens, trees, depth, dtype=torch.uint8)
     for least in (10**12, 0):
         triton_host.GROUPED_FROM_BYTES = least
-        triton_host.forward(x, w, None, w, "gelu", None, save=False)
-        _, leaf, scores = triton_host.forward(x, w, bias, w, "gelu", flips, save=True)
+        triton_host.forward(PathOperands(x, w, None, w, "gelu"), save=False)
+        _, leaf, scores = triton_host.forward(PathOperands(x, w, bias, w, "gelu", flips), save=True)
     leaf = torch.full_like(leaf, 2**depth - 1)
-    triton_host.backward(x, None, x, w, w, leaf, scores, None, "gelu")
+    triton_host.backward(PathGradients(x, None, x, w, w, leaf, scores, None, "gelu"))
 
 
 if __name__ == "__main__":
