@@ -79,7 +79,7 @@ def compile_all(trees: int, depth: int, dtype: torch.dtype, width: int, tokens: 
     """Everything that inference and training of one shape launch."""
     nodes = 2 ** (depth + 1) - 1
     x, w = torch.zeros(tokens, width, dtype=dtype), torch.zeros(trees, nodes, width, dtype=dtype)
-    bias, flips = torch.zeros(trees, nodes, dtype=dtype), torch.zeros(tokens, trees, depth, dtype=torch.uint8)
+    bias, flips = torch.zeros(trees, nodes, dtype=dtype), torch.zeros(tokens, trees, depth, dtype=torch.bool)
     for least in (10**12, 0):
         triton_host.GROUPED_FROM_BYTES = least
         triton_host.forward(PathOperands(x, w, None, w, "gelu"), save=False)

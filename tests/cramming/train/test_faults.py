@@ -225,10 +225,10 @@ def test_a_run_says_when_another_provider_goes_on(monkeypatch: pytest.MonkeyPatc
     assert providers.names == "cpu + gather"
 
 
-def test_a_missing_compiler_shows_before_the_data_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_compiler_shows_before_the_data_are_made(tmp_path: Path) -> None:
     from torch._inductor import config
 
-    monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
-    with pytest.raises(UserError, match=r"train\.compile is true, and .* no C\+\+ compiler"):
+    wanted = pytest.raises(UserError, match=r"train\.compile is true, and .* no C\+\+ compiler")
+    with config.patch({"cpp.cxx": ("no-such-compiler",)}), wanted:  # pytest's own patch would not put it back
         pretrain(tiny_root(tmp_path, compile=True))
     assert not list((tmp_path / "outputs").glob("data/*"))
