@@ -18,7 +18,7 @@ KINDS = {
     "leaf": "fff.layers.leaf.LeafSettings",
     "moe": "fff.rivals.moe.MoESettings",
     "none": "fff.layers.none.NoneSettings",
-    "path": "fff.layers.path.PathSettings",
+    "path": "fff.layers.path_settings.PathSettings",
     "peer": "fff.rivals.peer.PEERSettings",
 }
 

@@ -1,7 +1,6 @@
-"""PathFFF, the fast feedforward layer of arXiv 2311.10770, with its settings. Not how it is computed (kernels)."""
+"""PathFFF, the fast feedforward layer of arXiv 2311.10770. Not its settings (path_settings), nor how it is computed."""
 
 import math
-from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -9,103 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
 
-from fff.activations import ACTIVATIONS, activation_named
+from fff.activations import activation_named
 from fff.kernels import PATH, Chooser, PathOperands, Provider, check, in_forward_mode
 from fff.kernels.masked import soft
-from fff.layers.base import Flops, Hardenable, Settings, whole_number
+from fff.layers.base import Hardenable
 from fff.layers.operands import computing_dtype
 from fff.losses import Decisions
-from fff.topology import (
-    first_node,
-    nodes_in_tree,
-    path_length,
-    trained_neurons,
-    trees_for_neurons,
-    used_neurons,
-)
+from fff.topology import first_node, nodes_in_tree, path_length, trained_neurons, used_neurons
 
 CHOICE_DEPENDS_ON = ("activation", "execution", "provider", "evaluation_form")
-
-
-@dataclass(frozen=True)
-class PathSettings(Settings):
-    """Trees of neurons. ValueError as `Settings`."""
-
-    kind = "path"
-
-    depth: int  # decisions of a tree; a token visits depth + 1 nodes
-    trees: int | None = None  # parallel trees
-    neurons: int | None = None  # instead of `trees`: trained neurons over all of them, from which their number follows
-    bias: bool = True  # input bias of a node (the authors train one)
-    activation: str = "gelu"  # gelu, gelu_tanh, relu, silu, tanh, identity
-    execution: str = "auto"  # auto, masked, conditional
-    provider: str = "auto"  # who computes it, see fff.kernels
-
-    def __post_init__(self) -> None:
-        whole_number("depth", self.depth, 0, 20, example=11)
-        if (self.trees is None) == (self.neurons is None):
-            raise ValueError("`trees` and `neurons`: give exactly one (set the other to null).")
-        if self.trees is not None:
-            whole_number("trees", self.trees, 1)
-        else:
-            whole_number("neurons", self.neurons, 1)
-            try:
-                trees_for_neurons(self.neurons or 0, self.depth)
-            except ValueError as error:
-                raise ValueError(f"`neurons`: {error}") from None
-        if not isinstance(self.bias, bool):
-            raise ValueError(f"`bias` is {self.bias!r}; set it to true or false.")
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(f"`activation` is {self.activation!r}; path takes one of {', '.join(ACTIVATIONS)}.")
-        check(self.execution, self.provider)
-
-    @property
-    def tree_count(self) -> int:
-        """Trees, given or derived from `neurons`."""
-        return self.trees if self.trees is not None else trees_for_neurons(self.neurons or 0, self.depth)
-
-    @property
-    def tag(self) -> str:
-        """Trees x depth, e.g. "1x11"."""
-        return f"{self.tree_count}x{self.depth}"
-
-    @property
-    def neurons_trained(self) -> int:
-        """Nodes of all trees."""
-        return trained_neurons(self.tree_count, self.depth)
-
-    @property
-    def neurons_used(self) -> int:
-        """Nodes on the paths."""
-        return used_neurons(self.tree_count, self.depth)
-
-    def flops(self, d_in: int, d_out: int) -> Flops:
-        """A row in and a row out per node."""
-        node = 2 * (d_in + d_out)
-        return Flops(float(node * self.neurons_used), float(node * self.neurons_trained))
-
-    def build(
-        self, d_in: int, d_out: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
-    ) -> "PathFFF":
-        """The layer."""
-        return PathFFF(
-            d_in,
-            d_out,
-            self.depth,
-            self.tree_count,
-            bias=self.bias,
-            activation=self.activation,
-            execution=self.execution,
-            provider=self.provider,
-            device=device,
-            dtype=dtype,
-        )
-
-    def specification(self) -> dict[str, Any]:
-        """With the number of trees, whichever way it was given."""
-        values = asdict(self) | {"trees": self.tree_count}
-        del values["neurons"]
-        return {"kind": self.kind, **values}
 
 
 class PathFFF(Hardenable):

@@ -23,6 +23,7 @@ SPECIFICATIONS = [
     {"kind": "none"},
     {"kind": "path", "trees": 2, "depth": 3},
     {"kind": "path", "neurons": 30, "depth": 3, "bias": False},
+    {"kind": "path", "trees": 2, "depth": 3, "shared": 5},
     {"kind": "peer", "keys": 8, "heads": 2, "top": 3, "query_width": 6},
 ]
 MOE, PEER = ({k: v for s in SPECIFICATIONS if s["kind"] == kind for k, v in s.items()} for kind in ("moe", "peer"))
@@ -52,6 +53,7 @@ def test_sizes_are_what_the_names_say() -> None:
         ("none", 0, 0, 0, 0),
         ("2x3", 30, 8, 480, 1800),
         ("2x3", 30, 8, 480, 1800),
+        ("2x3+5", 35, 13, 780, 2100),
         ("peer8x8h2top3", 64, 6, 2 * 6 * 36 + 6 * 60, 2 * 6 * 36 + 64 * 60),
     ]
 
@@ -130,6 +132,8 @@ def test_the_temperature_follows_the_layer_and_is_its_own() -> None:
         ({"kind": "path", "trees": 1, "depth": 3, "bias": "no"}, "ffn.bias is 'no'"),
         ({"kind": "path", "trees": 1, "dpeth": 3}, "ffn.dpeth is no key of kind path; did you mean ffn.depth"),
         ({"kind": "path", "trees": 1, "depth": 3, "activation": "gated_gelu"}, "ffn.activation is 'gated_gelu'; path"),
+        ({"kind": "path", "trees": 1, "depth": 3, "shared": -1}, "ffn.shared is -1; set it to 0 or more"),
+        ({"kind": "path", "trees": 1, "depth": 3, "shared": True}, "ffn.shared is True"),
         ({"kind": "path", "trees": 1, "depth": 3, "provider": "abacus"}, "ffn: provider='abacus'"),
         ({"kind": "leaf", "depth": 3}, "ffn.leaf_width is None"),
         ({"kind": "leaf", "depth": 3, "leaf_width": 4, "trees": 2}, "ffn.trees is no key of kind leaf"),

@@ -6,6 +6,7 @@ from cramming.model import CrammedConfig
 
 FFNS = {
     "path": {"kind": "path", "trees": 2, "depth": 3},
+    "shared": {"kind": "path", "trees": 2, "depth": 3, "shared": 8},
     "dense": {"kind": "dense", "width": 48, "activation": "gelu"},
     "gated": {"kind": "dense", "width": 48, "activation": "gated_gelu"},
     "none": {"kind": "none"},

@@ -1,0 +1,57 @@
+"""The repairs of trees through Hydra and a whole tiny run: trained, stopped and continued, saved, loaded elsewhere."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from cramming.train.history import read_history
+from cramming.train.pretrain import pretrain
+from cramming.train.root import PretrainRoot
+from tests.helpers.composed import composed
+from tests.helpers.repeated import loaded_with_the_layers_alone, stopped_and_continued, weights
+from tests.helpers.tiny import tiny_root
+
+REPAIRS = {
+    "shared": ["ffn.shared=6", "hardening=anneal", "hardening.balance_weight.start=0.1"],
+}
+TAGS = {"shared": "2x3+6"}
+
+
+def root_of(repair: str, folder: Path) -> PretrainRoot:
+    """The tiny run with the repair as the command line composes it."""
+    asked = composed("pretrain", "ffn.trees=2", "ffn.depth=3", *REPAIRS[repair])
+    return replace(tiny_root(folder), ffn=asked.ffn, hardening=asked.hardening)
+
+
+@pytest.mark.parametrize("repair", REPAIRS)
+def test_a_repair_is_trained_and_goes_on_bit_for_bit(
+    repair: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, stopped = root_of(repair, tmp_path / "whole"), root_of(repair, tmp_path / "stopped")
+    pretrain(whole)
+    ours, theirs = stopped_and_continued(stopped, monkeypatch), weights(whole)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    (path,) = (tmp_path / "whole/results/runs").glob("*.json")
+    record = json.loads(path.read_text())
+    assert (record["status"], record["ffn"]) == ("finished", TAGS[repair])
+    plain = replace(whole, ffn=composed("pretrain", "ffn.trees=2", "ffn.depth=3").ffn)
+    assert whole.group not in {plain.group, tiny_root(tmp_path / "whole").group}
+
+
+def test_shared_neurons_are_recorded_and_leave_with_the_model(tmp_path: Path) -> None:
+    root = root_of("shared", tmp_path)
+    pretrain(root)
+    (path,) = (tmp_path / "results/runs").glob("*.json")
+    record = json.loads(path.read_text())
+    layers = record["resolved"]["ffn"]
+    assert (layers["neurons_trained"], layers["neurons_used"], layers["leaves"]) == (36, 14, 32)
+    assert 0 < record["metrics"]["usage_entropy"] <= 3
+    assert record["provider"]
+    rows = read_history(root.run_folder / "metrics.jsonl")
+    assert 0 < rows[0]["train/aux_balance"] <= 1
+    assert "fff/soft_hard_gap" in rows[-1]
+    assert loaded_with_the_layers_alone(root, tmp_path) == "SharedFF"
