@@ -15,7 +15,7 @@ FLOORS = {
         ("fff.decisions", "fff.reference"),
         ("fff.losses",),
         ("fff.kernels",),
-        ("fff.layers.base", "fff.layers.operands"),
+        ("fff.balance", "fff.layers.base", "fff.layers.operands"),
         ("fff.layers", "fff.rivals"),
         ("fff",),  # the package's own page
         ("fff.feedforward", "fff.hardening", "fff.testing"),

@@ -1,7 +1,7 @@
-"""When layers that balance their units without a loss move their biases: after each update. Not how (fff.rivals)."""
+"""When layers that balance their choices without a loss move their biases: after each update. Not how (fff.balance)."""
 
 from cramming.train.loop import Hook, Step, Trainer
-from fff.rivals.balance import forget, rebalance
+from fff.balance import forget, rebalance
 
 
 class Balance(Hook):

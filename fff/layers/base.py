@@ -3,6 +3,7 @@
 A kind is a file beside this one with a `Settings` class and a layer, and a line in `fff.feedforward`.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
@@ -72,6 +73,12 @@ def whole_number(name: str, value: object, least: int, most: int | None = None, 
         return
     bounds = f"to {least} or more" if most is None else f"from {least} to {most}"
     raise ValueError(f"`{name}` is {value!r}; set it {bounds}" + (f", e.g. `{name}`={example}." if example else "."))
+
+
+def rate_or_weight(name: str, value: object) -> None:
+    """Refuse (ValueError) what is no finite number of 0 or more."""
+    if type(value) not in (int, float) or not 0 <= value < math.inf:  # type: ignore[operator]
+        raise ValueError(f"`{name}` is {value!r}; set it to a number of 0 or more.")
 
 
 class Route(NamedTuple):

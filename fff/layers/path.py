@@ -9,17 +9,19 @@ from torch import Tensor, nn
 from torch.compiler import is_compiling
 
 from fff.activations import activation_named
+from fff.balance import Balanced
+from fff.decisions import went_right
 from fff.kernels import PATH, Chooser, PathOperands, Provider, check, in_forward_mode
 from fff.kernels.masked import soft
-from fff.layers.base import Hardenable
+from fff.layers.base import Hardenable, rate_or_weight
 from fff.layers.operands import computing_dtype
 from fff.losses import Decisions
-from fff.topology import first_node, nodes_in_tree, path_length, trained_neurons, used_neurons
+from fff.topology import first_node, nodes_in_tree, path_length, trained_neurons, used_neurons, walk
 
 CHOICE_DEPENDS_ON = ("activation", "execution", "provider", "evaluation_form")
 
 
-class PathFFF(Hardenable):
+class PathFFF(Balanced, Hardenable):
     """Trees of neurons of which a token visits one path each: depth + 1 of 2^(depth+1) - 1 nodes.
 
     y = sum over trees and path nodes i of act(s_i) * w_out[i], with the score s_i = w_in[i] . x + b_in[i]; a token goes
@@ -33,6 +35,10 @@ class PathFFF(Hardenable):
         execution: "masked" computes all nodes and zeroes those off the path (the authors' training form),
             "conditional" the path nodes alone, forward and backward; "auto" takes what is faster. Same results.
         provider: who computes it, see fff.kernels; "auto" takes the fastest available.
+        rebalance_rate: balance without a loss (arXiv 2408.15664, carried over from experts to decisions): how far
+            `fff.balance.rebalance`, after each update, lowers b_in of an inner node that sent more of the step's
+            tokens to the right than to the left, or raises it where it sent fewer; 0 for not at all. Unlike a
+            router's, this bias is trained also, and takes part in the node's value.
         device, dtype: of the parameters; torch's defaults unless given.
 
     Parameters: w_in (trees, nodes, d_in), b_in (trees, nodes) or None, w_out (trees, nodes, d_out), heap order.
@@ -57,16 +63,20 @@ class PathFFF(Hardenable):
         activation: str = "gelu",
         execution: str = "auto",
         provider: str = "auto",
+        rebalance_rate: float = 0.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        self._chooser = Chooser(PATH)
         for name, value, least in (("d_in", d_in, 1), ("d_out", d_out, 1), ("depth", depth, 0), ("trees", trees, 1)):
             if value < least:
                 raise ValueError(f"{name}={value} is too small; it must be {least} or more")
+        rate_or_weight("rebalance_rate", rebalance_rate)
+        if rebalance_rate and not bias:
+            raise ValueError(f"rebalance_rate={rebalance_rate} moves biases, and with bias=False there are none")
         activation_named(activation)
         check(execution, provider)
+        super().__init__((trees, first_node(depth)), rebalance_rate)
+        self._chooser = Chooser(PATH)
         self.d_in, self.d_out, self.depth, self.trees = d_in, d_out, depth, trees
         self.activation, self.execution, self.provider = activation, execution, provider
         shape: tuple[int, int] = (trees, nodes_in_tree(depth))
@@ -100,6 +110,8 @@ class PathFFF(Hardenable):
                 return y
         if self.active_form == "soft":
             return self._soft(x)[0]
+        if self.counts_now:
+            return self._on_path(x)[0]
         provider, operands = self._call(x)
         y = provider.output(operands) if provider.output else provider.function(operands).y
         return y if x.dim() == 2 else y.view(*x.shape[:-1], self.d_out)
@@ -114,6 +126,7 @@ class PathFFF(Hardenable):
     def _on_path(self, x: Tensor) -> tuple[Tensor, Decisions]:
         provider, operands = self._call(x)
         y, nodes, scores = provider.function(operands)
+        self._count_turns(nodes)
         scores, nodes = scores[..., :-1], nodes[..., :-1]
         return y.view(*x.shape[:-1], self.d_out), Decisions(
             scores, nodes, torch.ones_like(scores), first_node(self.depth)
@@ -140,9 +153,27 @@ class PathFFF(Hardenable):
         operands, inner = self._operands(x), first_node(self.depth)
         operands = operands._replace(flips=self.leak(operands.x.shape[0], self.trees, inner))
         y, scores, reached = soft(operands, self.temperature)
+        if self.counts_now:
+            self._count_turns(walk(scores.detach(), path_length(self.depth)))
         nodes = torch.arange(inner, device=x.device).expand(*scores.shape[:-1], -1)
         decisions = Decisions(scores[..., :inner], nodes, reached[..., :inner], inner)
         return y.view(*x.shape[:-1], self.d_out), decisions
+
+    @property
+    def balanced_bias(self) -> Tensor:
+        """Of the nodes that decide (trees, 2^depth - 1), a part of b_in."""
+        assert self.b_in is not None
+        return self.b_in[:, : first_node(self.depth)]
+
+    def surplus(self, counts: Tensor) -> Tensor:
+        """Tokens that went right less those that went left, which is what is counted."""
+        return counts
+
+    def _count_turns(self, nodes: Tensor) -> None:
+        """Count which way the tokens went at each node of their paths (N, T, L); in the soft form, would have gone."""
+        if self.counts_now:
+            first = first_node(self.depth) * torch.arange(self.trees, device=nodes.device)[:, None]
+            self.count(nodes[..., :-1] + first, 2 * went_right(nodes).long() - 1)
 
     def refuse_form(self, form: str) -> str | None:
         """Why this layer cannot take the form: the soft one needs all nodes, and conditional providers compute few."""
@@ -184,4 +215,5 @@ class PathFFF(Hardenable):
             f"{self.d_in}, {self.d_out}, depth={self.depth}, trees={self.trees} ({neurons}), "
             f"bias={self.b_in is not None}, activation={self.activation}, "
             f"execution={self.execution}, provider={self.provider}"
+            + (f", rebalance_rate={self.balance_rate}" if self.balance_rate else "")
         )

@@ -7,7 +7,7 @@ import torch
 
 from fff.activations import ACTIVATIONS
 from fff.kernels import check
-from fff.layers.base import Flops, Settings, whole_number
+from fff.layers.base import Flops, Settings, rate_or_weight, whole_number
 from fff.layers.dense import DenseFF
 from fff.layers.path import PathFFF
 from fff.layers.shared import SharedFF
@@ -27,6 +27,7 @@ class PathSettings(Settings):
     activation: str = "gelu"  # gelu, gelu_tanh, relu, silu, tanh, identity
     execution: str = "auto"  # auto, masked, conditional
     provider: str = "auto"  # who computes it, see fff.kernels
+    rebalance_rate: float = 0.0  # how far a step moves each decision's bias against its surplus; 0 for not at all
     shared: int = 0  # dense neurons beside the trees, which every token passes; 0 for none
 
     def __post_init__(self) -> None:
@@ -47,6 +48,12 @@ class PathSettings(Settings):
             raise ValueError(f"`activation` is {self.activation!r}; path takes one of {', '.join(ACTIVATIONS)}.")
         check(self.execution, self.provider)
         whole_number("shared", self.shared, 0, example=16)
+        rate_or_weight("rebalance_rate", self.rebalance_rate)
+        if self.rebalance_rate and not self.bias:
+            raise ValueError(
+                f"`rebalance_rate` is {self.rebalance_rate}, and `bias` is False, so nodes have no bias that could "
+                "move; set one of `bias`=true and `rebalance_rate`=0."
+            )
 
     @property
     def tree_count(self) -> int:
@@ -86,6 +93,7 @@ class PathSettings(Settings):
             activation=self.activation,
             execution=self.execution,
             provider=self.provider,
+            rebalance_rate=self.rebalance_rate,
             device=device,
             dtype=dtype,
         )

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fff.activations import ACTIVATIONS, activation_named
+from fff.balance import Balanced
 from fff.kernels.autograd import transformed
 from fff.kernels.leaves import Leaves, one_leaf_each
-from fff.layers.base import Flops, Route, Settings, whole_number
+from fff.layers.base import Flops, Route, Routed, Settings, rate_or_weight, whole_number
 from fff.layers.operands import computing_dtype
-from fff.rivals.balance import Balanced
 
 ALIGNMENT = 16  # bytes of a row, of which `grouped_mm` wants a multiple
 LIBRARY_TAKES = (torch.float32, torch.bfloat16, torch.float16)
@@ -45,9 +45,7 @@ class MoESettings(Settings):
         whole_number("expert_width", self.expert_width, 1, example=32)
         whole_number("top", self.top, 1, self.experts - 1, example=1)
         for name in ("balance_rate", "expert_balance_weight"):
-            value = getattr(self, name)
-            if type(value) not in (int, float) or not 0 <= value < math.inf:
-                raise ValueError(f"`{name}` is {value!r}; set it to a number of 0 or more.")
+            rate_or_weight(name, getattr(self, name))
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"`activation` is {self.activation!r}; moe takes one of {', '.join(ACTIVATIONS)}.")
 
@@ -78,14 +76,15 @@ class MoESettings(Settings):
         return MoE(d_in, d_out, self, device=device, dtype=dtype)
 
 
-class MoE(Balanced):
+class MoE(Balanced, Routed):
     """Experts of which a router chooses `top` for each token: (..., d_in) -> (..., d_out).
 
     s = sigmoid(x w_router^T), as sigma-MoE (arXiv 2310.10837) and arXiv 2408.15664 have it; a token uses the `top`
     experts whose s + b_balance is largest, and y = sum over them of s_i act(x w_in[i]^T) w_out[i]. The weights are not
     divided by their sum: of one expert nothing of the router's gradient would be left.
 
-    Experts are kept in balance by `b_balance` (see Balanced) and, if `losses` names it, by the auxiliary loss
+    Experts are kept in balance by `b_balance`, which moves against an expert's surplus over the mean (see Balanced) and
+    takes part in the choice alone, never in the output; and, if `losses` names it, by the auxiliary loss
     "expert_balance": experts * sum_i f_i P_i, with f_i the share of the choices that fell on expert i and P_i the mean
     over the pass's tokens of s_i / sum_j s_j (arXiv 2101.03961, equations 4 to 6; arXiv 2412.19437, 17 to 20). It is 1
     for even use.
@@ -103,7 +102,7 @@ class MoE(Balanced):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(settings.experts, settings.balance_rate)
+        super().__init__((settings.experts,), settings.balance_rate)
         self.d_in, self.d_out, self.settings, self.top = d_in, d_out, settings, settings.top
         self.activation = settings.activation
         self.loss_weights = {EVEN: settings.expert_balance_weight}
@@ -133,6 +132,15 @@ class MoE(Balanced):
         """Experts."""
         return len(self.w_router)
 
+    @property
+    def balanced_bias(self) -> Tensor:
+        """Of each expert."""
+        return self.b_balance
+
+    def surplus(self, counts: Tensor) -> Tensor:
+        """Above the mean."""
+        return counts * self.units - counts.sum()
+
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer: (..., d_in) -> (..., d_out), in x's dtype or autocast's.
 
@@ -159,7 +167,7 @@ class MoE(Balanced):
         dtype = computing_dtype(x, self.w_in, self.d_in)
         flat = x.to(dtype).reshape(-1, self.d_in)
         shares, chosen = self._choose(flat)
-        if self.training and torch.is_grad_enabled():
+        if self.counts_now:
             self.count(chosen)
         each = own_experts(
             flat.repeat_interleave(self.top, 0),

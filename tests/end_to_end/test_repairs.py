@@ -6,18 +6,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from cramming.train.history import read_history
 from cramming.train.pretrain import pretrain
 from cramming.train.root import PretrainRoot
 from tests.helpers.composed import composed
+from tests.helpers.process import run_tiny
 from tests.helpers.repeated import loaded_with_the_layers_alone, stopped_and_continued, weights
 from tests.helpers.tiny import tiny_root
 
 REPAIRS = {
+    "rebalanced": ["ffn.rebalance_rate=0.01"],
     "shared": ["ffn.shared=6", "hardening=anneal", "hardening.balance_weight.start=0.1"],
 }
-TAGS = {"shared": "2x3+6"}
+TAGS = {"rebalanced": "2x3", "shared": "2x3+6"}
 
 
 def root_of(repair: str, folder: Path) -> PretrainRoot:
@@ -40,6 +43,24 @@ def test_a_repair_is_trained_and_goes_on_bit_for_bit(
     assert (record["status"], record["ffn"]) == ("finished", TAGS[repair])
     plain = replace(whole, ffn=composed("pretrain", "ffn.trees=2", "ffn.depth=3").ffn)
     assert whole.group not in {plain.group, tiny_root(tmp_path / "whole").group}
+
+
+def test_biases_move_alike_in_microbatches_and_processes(tmp_path: Path) -> None:
+    """The weights stand all but still, so that what moves is the biases that balance."""
+    settings = ("ffn.rebalance_rate=0.01", "lr=1e-12", "batch=24", "batch_ramp=0", "budget_steps=4")
+    found = []
+    for name, microbatch, processes in (("1x24", 24, 1), ("3x8", 8, 1), ("two", 12, 2)):
+        done = run_tiny(tmp_path / name, *settings, f"microbatch={microbatch}", processes=processes)
+        assert done.returncode == 0, done.stderr
+        (path,) = (tmp_path / name).glob("outputs/runs/*/model/model.safetensors")
+        biases = [value for key, value in sorted(load_file(path).items()) if key.endswith("b_in")]
+        found.append(torch.stack(biases) / 0.01)
+    moves = found[0].round()
+    torch.testing.assert_close(found[0], moves, atol=1e-5, rtol=0)
+    assert {-4, 4} <= set(moves.flatten().tolist())
+    assert not moves[..., 7:].any()  # of leaves
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], atol=1e-5, rtol=0)
 
 
 def test_shared_neurons_are_recorded_and_leave_with_the_model(tmp_path: Path) -> None:

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from fff.balance import forget, rebalance
 from fff.decay import decays
 from fff.kernels.rows import dots, weighted
 from fff.layers.base import Routed
 from fff.reference import moe, peer
 from fff.rivals import moe as moe_module
-from fff.rivals.balance import forget, rebalance
 from fff.rivals.moe import EVEN, MoE, MoESettings, expert_balance_loss, library_fits
 from fff.rivals.peer import PEER, PEERSettings, retrieve
 from fff.usage import measure

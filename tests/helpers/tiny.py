@@ -1,7 +1,8 @@
 """A tiny pretraining run on made-up text, in this process or another one. Not a test.
 
-As a script: `python tests/helpers/tiny.py FOLDER [key=value ...]`. With send=SIGNAL[+SIGNAL]@PLACE the process of
-rank=R (0) gets these signals before step PLACE + 1, or when it has written the weights of a "checkpoint" or "export".
+As a script: `python tests/helpers/tiny.py FOLDER [key=value ...]` with keys of `train` and, as ffn.KEY, of the layer.
+With send=SIGNAL[+SIGNAL]@PLACE the process of rank=R (0) gets these signals before step PLACE + 1, or when it has
+written the weights of a "checkpoint" or "export".
 """
 
 import json
@@ -93,7 +94,9 @@ def main() -> None:
         send(signals.split("+"), place, int(pairs.pop("rank", "0")))
     wandb = pairs.pop("wandb", "off")
     settings = {key: json.loads(value) for key, value in pairs.items()}
-    pretrain(replace(tiny_root(folder, **settings), wandb=WandbConfig(mode=wandb)))
+    layer = {key.removeprefix("ffn."): settings.pop(key) for key in list(settings) if key.startswith("ffn.")}
+    root = tiny_root(folder, **settings)
+    pretrain(replace(root, ffn=replace(root.ffn, **layer), wandb=WandbConfig(mode=wandb)))
 
 
 if __name__ == "__main__":
