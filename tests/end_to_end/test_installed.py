@@ -26,7 +26,7 @@ def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if path.is_file():
             shutil.copy(path, source / path.name)
     (source / "results").mkdir()
-    for name in ("README.md", "paper.yaml"):
+    for name in ("README.md", "paper.yaml", "paper_defects.md"):
         shutil.copy(ROOT / "results" / name, source / "results" / name)
     for kind in ("wheel", "sdist"):
         build = f"import setuptools.build_meta as b; b.build_{kind}({str(out)!r})"
@@ -57,7 +57,8 @@ def test_the_source_distribution_has_what_its_tests_need(distributions: Path) ->
     with tarfile.open(sdist) as archive:
         names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
     wanted = {"tests/helpers/tiny.py", "configs/pretrain.yaml", "scripts/pretrain.py", "Makefile", "requirements.lock"}
-    assert wanted | {"results/paper.yaml", "bench/layer.py", "fff/kernels/cpu/cpp/ops.h"} <= names
+    wanted |= {"results/paper.yaml", "results/paper_defects.md"}
+    assert wanted | {"bench/layer.py", "fff/kernels/cpu/cpp/ops.h"} <= names
 
 
 def test_a_copied_checkout_sets_itself_up_anew(tmp_path: Path) -> None:
