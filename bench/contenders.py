@@ -8,9 +8,11 @@ from torch import Tensor
 from bench.options import Setting
 from bench.rivals import Rival, rival_contenders
 from fff.kernels import PROVIDERS
+from fff.layers.dense import DenseFF
 from fff.layers.leaf import LeafFFF
 from fff.layers.path import PathFFF
-from fff.reference import PathResult, leaf_fff, path_fff
+from fff.layers.shared import SharedFF
+from fff.reference import PathResult, leaf_fff, path_fff, with_master_leaf
 
 MARGIN = 1e-4  # a score nearer to 0 may be rounded to either side
 PART = 2048  # tokens; the definition's memory is not what is tested
@@ -20,6 +22,8 @@ HALF_ERROR = 3e-2
 MASKED_MOST_TOKENS = {"cpu": 16384}
 
 Layer = PathFFF | LeafFFF
+Defined = Layer | DenseFF | SharedFF
+MASTER = "master_"  # how the names of a master leaf's weights begin
 
 
 def contenders(
@@ -71,7 +75,7 @@ def copy_of(base: Layer, provider: str) -> Layer:
     )
 
 
-def check(layer: Layer, x: Tensor, name: str) -> float:
+def check(layer: Defined, x: Tensor, name: str) -> float:
     """Largest error of the layer's output against the float64 definition, relative to the largest output.
 
     Raises:
@@ -84,7 +88,7 @@ def check(layer: Layer, x: Tensor, name: str) -> float:
         result = defined(part.double())
         clear = (result.scores.abs() > MARGIN).flatten(1).all(1)
         with torch.no_grad():
-            nodes = layer.path(part)[0]
+            nodes = visited(layer, part)
             errors = (layer(part).double() - result.y)[clear].abs()
         assert torch.equal(nodes[clear], result.nodes[clear]), f"{name}: other nodes than defined"
         worst = max(worst, errors.max().item() if errors.numel() else 0.0)
@@ -97,11 +101,48 @@ def check(layer: Layer, x: Tensor, name: str) -> float:
     return worst / largest
 
 
-def definition(layer: Layer) -> Callable[[Tensor], PathResult]:
+def visited(layer: Defined, x: Tensor) -> Tensor:
+    """Nodes that the layer visits, (N, T, L) in heap order; (N, 0, 0) of one without trees."""
+    if isinstance(layer, SharedFF):
+        layer = layer.tree  # type: ignore[assignment]
+    return no_nodes(x) if isinstance(layer, DenseFF) else layer.path(x)[0]
+
+
+def no_nodes(x: Tensor) -> Tensor:
+    """Nodes (N, 0, 0): none."""
+    return torch.zeros(len(x), 0, 0, dtype=torch.int64, device=x.device)
+
+
+def definition(layer: Defined) -> Callable[[Tensor], PathResult]:
     """The layer as it is defined, on float64 inputs (N, d_in)."""
+    if isinstance(layer, SharedFF):
+        tree, shared = definition(layer.tree), definition(layer.shared)  # type: ignore[arg-type]
+        return lambda x: (found := tree(x))._replace(y=found.y + shared(x).y)
     wide = {name: parameter.detach().double() for name, parameter in layer.named_parameters()}
+    if isinstance(layer, DenseFF):
+        return lambda x: PathResult(_dense(layer.gated, x, *wide.values()), no_nodes(x), no_nodes(x).double())
     if isinstance(layer, LeafFFF):
-        # A layer of depth 0 has no decisions.
-        wide = {"w_node": wide["w_in"].new_zeros(0, layer.d_in), "b_node": wide["w_in"].new_zeros(0)} | wide
-        return lambda x: leaf_fff(x, **wide, activation=layer.activation)
+        return _leaf(layer, wide)
     return lambda x: path_fff(x, wide["w_in"], wide.get("b_in"), wide["w_out"], layer.activation)
+
+
+def _dense(gated: bool, x: Tensor, w_in: Tensor, w_out: Tensor) -> Tensor:
+    neurons = x @ w_in.T
+    value, gate = neurons.chunk(2, -1) if gated else (1.0, neurons)
+    return value * gate * torch.special.ndtr(gate) @ w_out.T
+
+
+def _leaf(layer: LeafFFF, wide: dict[str, Tensor]) -> Callable[[Tensor], PathResult]:
+    # A layer of depth 0 has no decisions.
+    leaves = {"w_node": wide["w_in"].new_zeros(0, layer.d_in), "b_node": wide["w_in"].new_zeros(0)}
+    leaves |= {name: weight for name, weight in wide.items() if not name.startswith(MASTER) and name != "mix"}
+    master = {name.removeprefix(MASTER): weight for name, weight in wide.items() if name.startswith(MASTER)}
+
+    def result(x: Tensor) -> PathResult:
+        found = leaf_fff(x, **leaves, activation=layer.activation)
+        if not master:
+            return found
+        mixed = with_master_leaf(found.y, x, **master, mix=wide["mix"], activation=layer.activation)
+        return found._replace(y=mixed)
+
+    return result
