@@ -104,8 +104,14 @@ def check(layer: Defined, x: Tensor, name: str) -> float:
 def visited(layer: Defined, x: Tensor) -> Tensor:
     """Nodes that the layer visits, (N, T, L) in heap order; (N, 0, 0) of one without trees."""
     if isinstance(layer, SharedFF):
-        layer = layer.tree  # type: ignore[assignment]
+        return visited(tree_of(layer), x)
     return no_nodes(x) if isinstance(layer, DenseFF) else layer.path(x)[0]
+
+
+def tree_of(layer: SharedFF) -> Layer:
+    """The trees beside the shared neurons."""
+    assert isinstance(layer.tree, Layer)
+    return layer.tree
 
 
 def no_nodes(x: Tensor) -> Tensor:
@@ -116,7 +122,7 @@ def no_nodes(x: Tensor) -> Tensor:
 def definition(layer: Defined) -> Callable[[Tensor], PathResult]:
     """The layer as it is defined, on float64 inputs (N, d_in)."""
     if isinstance(layer, SharedFF):
-        tree, shared = definition(layer.tree), definition(layer.shared)  # type: ignore[arg-type]
+        tree, shared = definition(tree_of(layer)), definition(layer.shared)
         return lambda x: (found := tree(x))._replace(y=found.y + shared(x).y)
     wide = {name: parameter.detach().double() for name, parameter in layer.named_parameters()}
     if isinstance(layer, DenseFF):

@@ -9,6 +9,7 @@ a row says so ("iid").
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -77,12 +78,13 @@ def measure(
             print(f"checked    {tag:<20} {tokens:>6,} tokens: off by {errors[tag]:.0e} of the largest", flush=True)
         cases = {tag: Case(nn.Module.__call__, layer, xs) for tag, layer in layers.items()}
         timed = interleaved(cases, device, seconds)
-    same = {"what": "layer", "width": size, "tokens": tokens, "dtype": "float32", "mode": "inference", "inputs": INPUTS}
+    same: dict[str, Any] = {"what": "layer", "width": size, "tokens": tokens, "dtype": "float32", "mode": "inference"}
     return [
         SpeedRow(
             name=tag,
             shape=tag,
             **same,
+            inputs=INPUTS,
             provider=in_one_word(computed_by(layers[tag])),
             **figures(samples),
             relative_error=errors[tag],
