@@ -16,6 +16,7 @@ from cramming.train.hardening import LAYER_FORMS, Hardening
 from cramming.train.optim import build_optimiser
 from cramming.train.parts import Parts, Tokens
 from cramming.train.root import PretrainRoot
+from cramming.train.split import check_split
 from fff.hardening import set_hardening
 from fff.layers.base import Feedforward
 
@@ -87,3 +88,4 @@ def check_layer(root: PretrainRoot) -> None:
         set_hardening(nn.Sequential(layer) if layer else nn.Sequential(), form=LAYER_FORMS[root.hardening.form])
     except ValueError as error:
         raise UserError(f"hardening: {error}") from None
+    check_split(root, layer)

@@ -48,12 +48,14 @@ class TrainConfig:
     # Initial values outside the feedforward layers follow from seed and name alone: equal for every kind and size of
     # layer. Without it, whatever is drawn before them shifts them.
     equal_start: bool = False
+    initial_split: int = 0  # training sequences whose tokens set the trees' biases at the start: half go right
     profile_steps: int = 0  # steps that a profile is taken of, into profile.json; fewer than log_steps - 1
 
     def __post_init__(self) -> None:
         self._check_budget()
         counts = ("microbatch", "batch", "validations", "valid_sequences", "checkpoints", "keep_checkpoints")
         numbers("train", self, (*counts, "log_steps", "usage_sequences", "usage_steps"), least=1)
+        number("train.initial_split", self.initial_split, least=0)
         one_of("train.schedule", self.schedule, LR_SCHEDULES)
         one_of("train.precision", self.precision, PRECISIONS)
         one_of("train.compile_mode", self.compile_mode, COMPILE_MODES)

@@ -80,11 +80,16 @@ class Parts:
         """FLOPs of training, per token."""
         return training_flops(self.model.config, self.seq_len, self.objective.predicted(self.seq_len))
 
+    @property
+    def order(self) -> SequenceOrder:
+        """Which sequence stands at which position of the run."""
+        return SequenceOrder(len(self.data.train), self.root.seed, shuffled=self.root.data.order == "random")
+
     def loader(self) -> MicrobatchLoader[Batch]:
         """This process's microbatches from where the state stands."""
         return MicrobatchLoader(
             self.data.train,
-            SequenceOrder(len(self.data.train), self.root.seed, shuffled=self.root.data.order == "random"),
+            self.order,
             self.objective.batch,
             start=self.state.sequences,
             microbatch=self.config.microbatch,

@@ -25,6 +25,7 @@ from cramming.train.pictures import heatmap
 from cramming.train.profiling import Profile
 from cramming.train.providers import Providers
 from cramming.train.root import PretrainRoot
+from cramming.train.split import split_initially
 from cramming.train.tracking import Mirror, close_wandb, open_wandb, wandb_mirror, wandb_usage
 from cramming.train.usage import UsageHook
 from cramming.train.validate import Validation
@@ -72,6 +73,8 @@ class Run:
     def train(self) -> None:
         """Train to the end of the budget, or until stopped; then save, record and say what comes next."""
         memory, state = self._resume(), self.parts.state
+        if not state.step:
+            split_initially(self.parts)
         if state.reached < 1:
             warm_up(self.parts)
         mirror = None

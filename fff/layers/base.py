@@ -217,6 +217,11 @@ class Hardenable(Routed):
         """Leaves of a tree."""
         return 2**self.depth
 
+    @property
+    def decision_bias(self) -> Tensor | None:
+        """Biases of the decisions (trees, 2^depth - 1), a parameter or a part of one; None where they have none."""
+        raise NotImplementedError
+
     def refuse_form(self, form: str) -> str | None:
         """None, or why this layer cannot take the form."""
         return None

@@ -188,6 +188,11 @@ class LeafFFF(Hardenable):
         y, decisions = self._apply_layer(x, with_decisions=bool(self.losses))
         return y, self.auxiliary_losses(decisions) if decisions is not None else {}
 
+    @property
+    def decision_bias(self) -> Tensor:
+        """b_node as (1, 2^depth - 1)."""
+        return self.b_out.new_zeros(1, 0) if self.b_node is None else self.b_node[None]
+
     @torch.no_grad()
     def path(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Visited nodes (..., 1, depth + 1) int64 in heap order, and the decisions' scores (..., 1, depth).

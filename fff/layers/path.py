@@ -160,10 +160,16 @@ class PathFFF(Balanced, Hardenable):
         return y.view(*x.shape[:-1], self.d_out), decisions
 
     @property
+    def decision_bias(self) -> Tensor | None:
+        """Those of b_in whose nodes decide, (trees, 2^depth - 1); None with bias=False."""
+        return None if self.b_in is None else self.b_in[:, : first_node(self.depth)]
+
+    @property
     def balanced_bias(self) -> Tensor:
-        """Of the nodes that decide (trees, 2^depth - 1), a part of b_in."""
-        assert self.b_in is not None
-        return self.b_in[:, : first_node(self.depth)]
+        """The same, which are there where there is a rate."""
+        bias = self.decision_bias
+        assert bias is not None
+        return bias
 
     def surplus(self, counts: Tensor) -> Tensor:
         """Tokens that went right less those that went left, which is what is counted."""

@@ -18,15 +18,17 @@ from tests.helpers.tiny import tiny_root
 
 REPAIRS = {
     "rebalanced": ["ffn.rebalance_rate=0.01"],
+    "split": ["train.initial_split=20"],
     "shared": ["ffn.shared=6", "hardening=anneal", "hardening.balance_weight.start=0.1"],
 }
-TAGS = {"rebalanced": "2x3", "shared": "2x3+6"}
+TAGS = {"rebalanced": "2x3", "split": "2x3", "shared": "2x3+6"}
 
 
 def root_of(repair: str, folder: Path) -> PretrainRoot:
     """The tiny run with the repair as the command line composes it."""
     asked = composed("pretrain", "ffn.trees=2", "ffn.depth=3", *REPAIRS[repair])
-    return replace(tiny_root(folder), ffn=asked.ffn, hardening=asked.hardening)
+    root = tiny_root(folder, initial_split=asked.train.initial_split)
+    return replace(root, ffn=asked.ffn, hardening=asked.hardening)
 
 
 @pytest.mark.parametrize("repair", REPAIRS)
@@ -41,26 +43,46 @@ def test_a_repair_is_trained_and_goes_on_bit_for_bit(
     (path,) = (tmp_path / "whole/results/runs").glob("*.json")
     record = json.loads(path.read_text())
     assert (record["status"], record["ffn"]) == ("finished", TAGS[repair])
-    plain = replace(whole, ffn=composed("pretrain", "ffn.trees=2", "ffn.depth=3").ffn)
-    assert whole.group not in {plain.group, tiny_root(tmp_path / "whole").group}
+    plain = replace(tiny_root(tmp_path / "whole"), ffn=composed("pretrain", "ffn.trees=2", "ffn.depth=3").ffn)
+    assert whole.group != plain.group
 
 
-def test_biases_move_alike_in_microbatches_and_processes(tmp_path: Path) -> None:
-    """The weights stand all but still, so that what moves is the biases that balance."""
-    settings = ("ffn.rebalance_rate=0.01", "lr=1e-12", "batch=24", "batch_ramp=0", "budget_steps=4")
-    found = []
-    for name, microbatch, processes in (("1x24", 24, 1), ("3x8", 8, 1), ("two", 12, 2)):
-        done = run_tiny(tmp_path / name, *settings, f"microbatch={microbatch}", processes=processes)
+def biases(folder: Path, *, rate: float, microbatch: int, processes: int = 1) -> torch.Tensor:
+    """Those of all layers after a split and four steps that leave the weights all but as they were."""
+    train = {
+        "initial_split": 20,
+        "lr": 1e-12,
+        "batch": 24,
+        "batch_ramp": 0,
+        "budget_steps": 4,
+        "microbatch": microbatch,
+    }
+    if processes == 1:
+        root = tiny_root(folder, **train)
+        pretrain(replace(root, ffn=replace(root.ffn, rebalance_rate=rate)))
+    else:
+        settings = [f"{key}={value}" for key, value in train.items()]
+        done = run_tiny(folder, f"ffn.rebalance_rate={rate}", *settings, processes=processes)
         assert done.returncode == 0, done.stderr
-        (path,) = (tmp_path / name).glob("outputs/runs/*/model/model.safetensors")
-        biases = [value for key, value in sorted(load_file(path).items()) if key.endswith("b_in")]
-        found.append(torch.stack(biases) / 0.01)
-    moves = found[0].round()
-    torch.testing.assert_close(found[0], moves, atol=1e-5, rtol=0)
-    assert {-4, 4} <= set(moves.flatten().tolist())
-    assert not moves[..., 7:].any()  # of leaves
-    for other in found[1:]:
-        torch.testing.assert_close(other, found[0], atol=1e-5, rtol=0)
+    (path,) = folder.glob("outputs/runs/*/model/model.safetensors")
+    return torch.stack([value for key, value in sorted(load_file(path).items()) if key.endswith("b_in")])
+
+
+def test_biases_begin_and_move_alike_in_microbatches_and_processes(tmp_path: Path) -> None:
+    split = biases(tmp_path / "split", rate=0, microbatch=24)
+    assert split[..., :7].abs().min() > 1e-8
+    assert split[..., 7:].abs().max() < 1e-10  # of leaves
+    whole, *others = (
+        biases(tmp_path / f"{microbatch}-{processes}", rate=0.01, microbatch=microbatch, processes=processes)
+        for microbatch, processes in ((24, 1), (4, 1), (12, 2))
+    )
+    moves = (whole - split) / 0.01
+    torch.testing.assert_close(moves, moves.round(), atol=1e-5, rtol=0)
+    assert {-1, 1} <= set(moves.round().sign().flatten().tolist())
+    assert moves.abs().max() < 4.1
+    assert not moves[..., 7:].round().any()
+    for other in others:
+        torch.testing.assert_close(other, whole, atol=1e-7, rtol=0)
 
 
 def test_shared_neurons_are_recorded_and_leave_with_the_model(tmp_path: Path) -> None:
