@@ -12,6 +12,7 @@ from cramming.objectives.base import Objective
 from cramming.objectives.masked import MASK_TOKEN, MaskedTokens
 from cramming.parallel.world import World
 from cramming.train.compiled import compiled
+from cramming.train.config import TrainConfig
 from cramming.train.hardening import LAYER_FORMS, Hardening
 from cramming.train.optim import build_optimiser
 from cramming.train.parts import Parts, Tokens
@@ -33,9 +34,17 @@ def assemble(root: PretrainRoot, data: Tokens, world: World) -> Parts:
         # Up to here equal generators made equal weights. From here each process draws its own numbers: otherwise the
         # region leak would turn round the same decisions in all of them.
         world.seed(root.seed, each_its_own=True)
+    model.set_attn_implementation(attention(root.train, world.device))
     hardening = Hardening(root.hardening, model)
     wrapped, optimiser = world.wrap(model, build_optimiser(model, root.train, world.device))
     return Parts(root, world, data, objective, model, compiled(wrapped, root.train), optimiser, hardening)
+
+
+def attention(config: TrainConfig, device: torch.device) -> str:
+    """Who computes attention, as transformers names it."""
+    if config.attention != "auto":
+        return config.attention
+    return "eager" if device.type == "cpu" and config.precision != "fp32" else "sdpa"
 
 
 def objective_of(root: PretrainRoot, data: Tokens) -> Objective:
