@@ -1,6 +1,7 @@
 """Who computes attention in training: by device and type, with equal losses and one name. Not the attention itself."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,8 @@ def test_half_types_on_a_cpu_have_it_written_out(asked: str, device: str, precis
 def test_both_ways_train_to_the_same_loss_under_one_name(tmp_path: Path) -> None:
     found = {}
     for way in ("sdpa", "eager"):
-        root = tiny_root(tmp_path / way, budget_steps=8, validations=1, checkpoints=1, attention=way)
+        root = tiny_root(tmp_path, budget_steps=8, validations=1, checkpoints=1, attention=way)
+        root = replace(root, output_dir=str(tmp_path / way), results_dir=str(tmp_path / way / "results"))
         pretrain(root)
         record = json.loads((Path(root.results_dir) / "runs" / f"{root.run_name}.json").read_text())
         found[way] = root.run_name, record["metrics"]["valid_loss"]
