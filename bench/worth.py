@@ -43,7 +43,7 @@ def settings_of(experiment: str, rows: Sequence[str], overrides: Sequence[str]) 
     runs = planned(experiment, rows, [0], [TEXT, *overrides])
     found: dict[str, Settings] = {}
     for run in runs:
-        settings = run.root.ffn.settings
+        settings = run.root.ffn.settings.in_inference
         if found.setdefault(settings.tag, settings) != settings:
             raise UserError(f"row {run.row}: another row's layer is called {settings.tag} too and is not the same.")
     return runs[0].root.model.hidden_size, found

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +61,11 @@ class Settings:
     ) -> "Feedforward | None":
         """The layer (..., d_in) -> (..., d_out); None where the kind is to have none."""
         raise NotImplementedError
+
+    @property
+    def in_inference(self) -> Self:
+        """The same without what training alone asks about: layers whose settings are then equal infer alike."""
+        return self
 
     def specification(self) -> dict[str, Any]:
         """The settings as plain values, with the kind; `fff.feedforward.settings_from` reads them."""

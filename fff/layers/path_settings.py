@@ -1,7 +1,7 @@
 """PathFFF's settings, and which layer they come to. Not the layer itself (path)."""
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Self
 
 import torch
 
@@ -100,6 +100,11 @@ class PathSettings(Settings):
         if not self.shared:
             return tree
         return SharedFF(tree, DenseFF(d_in, d_out, self.shared, device=device, dtype=dtype))
+
+    @property
+    def in_inference(self) -> Self:
+        """Without a rate, and by the number of trees."""
+        return replace(self, rebalance_rate=0.0, trees=self.tree_count, neurons=None)
 
     def specification(self) -> dict[str, Any]:
         """With the number of trees, whichever way it was given."""

@@ -8,8 +8,9 @@ models; packages such as megablocks and scattermoe are for GPUs alone.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +69,11 @@ class MoESettings(Settings):
         """The router's product, and a row in and a row out per hidden neuron."""
         router, neuron = 2 * d_in * self.experts, 2 * (d_in + d_out)
         return Flops(float(router + neuron * self.neurons_used), float(router + neuron * self.neurons_trained))
+
+    @property
+    def in_inference(self) -> Self:
+        """Without rate and weight of the balance."""
+        return replace(self, balance_rate=0.0, expert_balance_weight=0.0)
 
     def build(
         self, d_in: int, d_out: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None

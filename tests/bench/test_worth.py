@@ -50,7 +50,7 @@ def test_the_layers_are_those_of_the_rows() -> None:
     runs = [planned.root for planned in plan.planned("micro", [], [0], ["data.files=[a.txt]"])]
     size, found = settings_of("micro", [], [])
     assert size == 128
-    assert found == {run.ffn.tag: run.ffn.settings for run in runs}
+    assert found == {run.ffn.tag: run.ffn.settings.in_inference for run in runs}
     assert list(layers_of(size, found, CPU)) == [tag for tag in found if tag != "none"]
 
 
@@ -58,9 +58,11 @@ def test_layers_of_one_tag_are_one_layer_or_refused(tmp_path: Path, monkeypatch:
     (tmp_path / "rows").mkdir()
     monkeypatch.setattr(plan, "CONFIGS", tmp_path)
     rows = "a: ffn.depth=3\nb: ffn.depth=3 hardening=straight_through\nc: ffn.depth=3 ffn.activation=relu\n"
+    rows += "d: ffn.depth=3 ffn.rebalance_rate=0.01\ne: ffn.depth=3 ffn.trees=null ffn.neurons=15\n"
     (tmp_path / "rows/micro.yaml").write_text(rows)
     size, found = settings_of("micro", ["a", "b"], [SMALL])
     assert (size, list(found)) == (16, ["1x3"])
+    settings_of("micro", ["a", "d", "e"], [SMALL])  # differ in training alone
     with pytest.raises(UserError, match="row c: another row's layer is called 1x3 too and is not the same"):
         settings_of("micro", [], [SMALL])
 
