@@ -113,3 +113,15 @@ def test_every_place_that_the_readme_names_is_there() -> None:
 def test_the_readme_has_the_fingerprint_of_the_embedded_text() -> None:
     (expected,) = re.findall(r"\b[0-9a-f]{16}\b", (ROOT / "configs/data/docs.yaml").read_text())
     assert f"`{expected}`" in README
+
+
+def test_the_commands_that_pages_of_results_name_are_there() -> None:
+    pages = "\n".join(path.read_text() for path in sorted((ROOT / "results").glob("*.md")))
+    pages = re.sub(r"\s+", " ", pages)
+    modules, makefile = re.findall(r"python -m ([\w.]+)", pages), (ROOT / "Makefile").read_text()
+    files = [f"{name.replace('.', '/')}.py" for name in modules if name != "pytest"]
+    files += re.findall(r"\bscripts/\w+\.py", pages)
+    targets = re.findall(r"`make (\w+)", pages)
+    assert {"bench/paper.py", "scripts/bench.py"} <= set(files)
+    assert [name for name in files if not (ROOT / name).exists()] == []
+    assert [name for name in targets if f"\n{name}:" not in makefile] == []
