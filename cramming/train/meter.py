@@ -2,7 +2,7 @@
 
 import torch
 
-from cramming.machine import peak_flops
+from cramming.machine import cpu_name, peak_flops
 from cramming.model.flops import ModelFlops
 
 
@@ -16,7 +16,9 @@ class Meter:
     def __init__(self, flops: ModelFlops, device: torch.device, processes: int = 1) -> None:
         self.flops, self.device = flops, device
         peak = peak_flops(device)
-        self.peak = None if peak is None else peak * processes
+        self.peak = None if peak is None else peak * processes  # FLOP/s of all processes' devices
+        device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
+        self.name = device_name if processes == 1 else f"{processes} x {device_name}"
 
     def __call__(self, tokens_per_s: float) -> dict[str, float]:
         """The figures."""

@@ -15,6 +15,7 @@ from cramming.train.assemble import assemble
 from cramming.train.balance import Balance
 from cramming.train.checkpoint import Checkpoints
 from cramming.train.compiled import warm_up
+from cramming.train.cost import cost_of, told
 from cramming.train.finish import card_numbers, history_curve, history_metrics, print_examples, print_summary
 from cramming.train.finished import refuse_diverged
 from cramming.train.history import History, read_history
@@ -75,12 +76,11 @@ class Run:
         memory, state = self._resume(), self.parts.state
         if not state.step:
             split_initially(self.parts)
-        if state.reached < 1:
-            warm_up(self.parts)
-        mirror = None
         if self.world.main:
             self._announce()
-            mirror = self._wandb()
+        if state.reached < 1:
+            warm_up(self.parts)
+        mirror = self._wandb() if self.world.main else None
         exit_code = 1
         try:
             hooks = self._hooks(mirror)
@@ -180,6 +180,9 @@ class Run:
         size = f"{root.model.layers} layers x {root.model.hidden_size}"
         print(f"model      {size}, ffn {root.ffn.tag}, {self.parameters:,} parameters")
         print(f"budget     {budget}, batch {config.batch} x {self.data.seq_len}, lr {config.lr:g}, seed {root.seed}")
+        meter = Meter(self.parts.flops, self.world.device, self.world.size)
+        cost = cost_of(config, self.data.seq_len, self.world.size)
+        print(f"cost       {told(cost, meter.flops, meter.peak, meter.name)}")
         print(f"unigram    {self.unigram:.4f} nats (guessing by frequency on the validation tokens)", flush=True)
 
     def _record(self, status: str, extra: dict[str, Any]) -> Record | None:
