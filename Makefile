@@ -6,14 +6,18 @@ comma := ,
 space := $(subst ,, )
 list = $(subst $(space),$(comma),$(strip $(1)))
 PICK = experiment=$(EXP) $(if $(TREES),ffn.trees=$(TREES)) $(if $(DEPTH),ffn.depth=$(DEPTH)) $(if $(SEED),seed=$(SEED)) $(ARGS)
-SWEEP = experiment=$(EXP) +sweep=family ffn.depth=$(call list,$(or $(DEPTH),3 5 7)) seed=$(call list,$(or $(SEED),0)) $(ARGS)
+SWEEP = experiment=$(EXP) $(if $(TREES),ffn.trees=$(call list,$(TREES)),$(if $(DEPTH),+sweep=family)) \
+  $(if $(DEPTH),ffn.depth=$(call list,$(DEPTH))) $(if $(SEED),seed=$(call list,$(SEED))) $(ARGS)
+MANY = --jobs $(or $(JOBS),1) $(if $(RETRY),--retry) $(if $(LIST),--list)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup prepare pretrain glue tables sweep micro images convert regions bench test test-all lint clean
 
 help:  ## this text
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
-	@echo '  Variables: EXP=$(EXP) TREES= DEPTH= SEED= ARGS="any.hydra=override"   (sweep: DEPTH="3 5 7" SEED="0 1")'
+	@echo '  Variables: EXP=$(EXP) TREES= DEPTH= SEED= ARGS="any.hydra=override"   (sweep: DEPTH="3 5 7" TREES="1 4" SEED="0 1" ARGS="train.lr=1e-3,2e-3")'
+	@echo '  sweep, micro: JOBS=2 runs at a time; LIST=1 tells what is missing. The same command goes on, and tries again what ended'
+	@echo '  with an error; what has a record of its failure (a loss that diverged) with RETRY=1. DEPTH alone: trees follow.'
 
 setup: .venv/.complete  ## environment in .venv, from requirements.lock
 
@@ -42,11 +46,11 @@ glue: setup  ## finetune and evaluate the model that the same settings pretraine
 tables: setup  ## results/runs -> results/tables
 	$(PY) scripts/tables.py
 
-sweep: setup  ## pretrain over depths and seeds at about equal neurons, then the tables
-	$(PY) scripts/pretrain.py --multirun $(SWEEP); status=$$?; $(PY) scripts/tables.py && exit $$status
+sweep: setup  ## pretrain over DEPTH, TREES, SEED and any key what is missing, then the tables
+	$(PY) scripts/sweep.py $(MANY) $(SWEEP)
 
 micro: setup  ## what is a tree worth? trains the missing rows of configs/rows/micro.yaml, then tables and figures (JOBS=2)
-	$(PY) scripts/micro.py --jobs $(or $(JOBS),1) $(ARGS)
+	$(PY) scripts/micro.py $(MANY) $(ARGS)
 
 images: setup  ## the first paper's experiment on scikit-learn's digits (or ARGS="images=mnist"), then the tables
 	$(PY) scripts/images.py $(ARGS)

@@ -10,6 +10,7 @@ images       cramming.images.config.ImagesConfig  cramming.images.suite
 """
 
 import difflib
+import itertools
 import os
 import sys
 import types
@@ -22,6 +23,7 @@ from typing import Any, TypeVar
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -133,6 +135,27 @@ def composed(name: str, overrides: Sequence[str]) -> Any:
             return frozen(ROOTS[name], hydra.compose(name, overrides=list(overrides)))
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(composition_error(error)) from None
+
+
+def expanded(overrides: Sequence[str]) -> list[tuple[list[str], list[str]]]:
+    """The command lines that one with choices stands for, as `--multirun` takes them: "a=1,2 b=3" -> a=1 b=3, a=2 b=3.
+
+    Returns:
+        of each, all of its overrides, and those of them that were a choice. UserError for what is no override.
+    """
+    register()
+    try:
+        found = OverridesParser.create().parse_overrides(list(overrides))
+        lists = [
+            [f"{each.get_key_element()}={value}" for value in each.sweep_string_iterator()]
+            if each.is_sweep_override()
+            else [str(each.input_line)]
+            for each in found
+        ]
+    except HydraException as error:
+        raise UserError(composition_error(error)) from None
+    chosen = [each.is_sweep_override() for each in found]
+    return [(list(line), list(itertools.compress(line, chosen))) for line in itertools.product(*lists)]
 
 
 def check_configs() -> None:

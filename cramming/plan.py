@@ -1,4 +1,4 @@
-"""Runs of one experiment that stand side by side: which are missing, and each in its process. Not a run (train)."""
+"""Runs that stand side by side: which are missing, and each in its process. Not a run (train), nor a report (sweep)."""
 
 import os
 import subprocess
@@ -10,10 +10,10 @@ from pathlib import Path
 
 import yaml
 
-from cramming.config import CONFIGS, composed
+from cramming.config import CONFIGS, composed, expanded
 from cramming.data.prepare import prepare
 from cramming.errors import UserError
-from cramming.record import Record, recognised
+from cramming.record import Record, read_record, recognised, record_file
 from cramming.train.root import PretrainRoot
 
 SCRIPT = CONFIGS.parent / "scripts" / "pretrain.py"
@@ -21,7 +21,7 @@ SCRIPT = CONFIGS.parent / "scripts" / "pretrain.py"
 
 @dataclass(frozen=True)
 class Planned:
-    """One run: its row, the overrides that scripts/pretrain.py takes, and what they come to."""
+    """One run: its row or what was chosen for it, the overrides that scripts/pretrain.py takes, what they come to."""
 
     row: str
     overrides: tuple[str, ...]
@@ -32,11 +32,25 @@ class Planned:
         """What the run prints, of all its starts."""
         return Path(self.root.output_dir) / "logs" / f"{self.root.run_name}.log"
 
+    @property
+    def begun(self) -> bool:
+        """Whether it has a checkpoint from which it goes on."""
+        return any((self.root.run_folder / "checkpoints").glob("step-*"))
+
     def finished(self, data: str | None = None) -> Record | None:
         """Its record among the results, if it has finished; on these data, where their fingerprint is given."""
         content = {} if data is None else {"data_fingerprint": data}
         found = (recognised(Path(self.root.results_dir), name.run, content)[1] for name in self.root.names)
         return next((record for record in found if record is not None), None)
+
+    def ended_badly(self, data: str | None = None) -> str | None:
+        """Why it ended without results, of one whose record says so: its loss diverged."""
+        for path in (record_file(Path(self.root.results_dir), name.run) for name in self.root.names):
+            record = read_record(path) if path.exists() else None
+            same = record is not None and data in (None, record.get("data_fingerprint"))
+            if record is not None and same and record["status"] != "finished":
+                return f"{record['status']}: {record.get('error', 'without a word')}"
+        return None
 
 
 def read_rows(experiment: str, wanted: Sequence[str]) -> dict[str, list[str]]:
@@ -56,9 +70,17 @@ def planned(experiment: str, rows: Sequence[str], seeds: Sequence[int], override
     found = []
     for seed in seeds:
         for row, own in read_rows(experiment, rows).items():
-            given = (f"experiment={experiment}", *own, f"seed={seed}", *overrides)
-            found.append(Planned(row, given, composed("pretrain", given)))
+            found += points((f"experiment={experiment}", *own, f"seed={seed}", *overrides), row)
     return found
+
+
+def points(overrides: Sequence[str], row: str = "") -> list[Planned]:
+    """The runs of a command line with choices ("train.lr=1e-3,2e-3"), each once; UserError names what is wrong."""
+    runs: dict[str, Planned] = {}
+    for line, chosen in expanded(overrides):
+        run = Planned(" ".join(filter(None, (row, *chosen))), tuple(line), composed("pretrain", line))
+        runs.setdefault(run.root.run_name, run)
+    return list(runs.values())
 
 
 def missing(runs: Sequence[Planned]) -> list[tuple[Planned, str]]:
@@ -77,18 +99,8 @@ def missing(runs: Sequence[Planned]) -> list[tuple[Planned, str]]:
     return [(run, data) for run in runs if not run.finished(data := prints[repr(run.root.data)])]
 
 
-def needs(runs: Sequence[Planned]) -> str:
-    """What the runs may use, in words: the sum of their budgets, by its unit."""
-    totals: dict[str, float] = {}
-    for run in runs:
-        for unit in ("tokens", "steps", "hours"):
-            budget = getattr(run.root.train, f"budget_{unit}")
-            totals[unit] = totals.get(unit, 0) + (budget or 0)
-    return ", ".join(f"{total:,.10g} {unit}" for unit, total in totals.items() if total) or "nothing"
-
-
-def train(runs: Sequence[tuple[Planned, str]], jobs: int) -> Iterator[tuple[Planned, str]]:
-    """Run them, `jobs` at a time with one thread each; yields each that began or ended, with a word on it.
+def train(runs: Sequence[tuple[Planned, str]], jobs: int, threads: int | None = 1) -> Iterator[tuple[Planned, str]]:
+    """Run them, `jobs` at a time with `threads` each; yields each that began or ended, with a word on it.
 
     A run that fails does not keep the others from running: it ends with "failed: ..." and the reason. One that finished
     elsewhere in the meantime is not begun. Leaving early stops the runs as SIGTERM does: each writes a checkpoint.
@@ -100,7 +112,7 @@ def train(runs: Sequence[tuple[Planned, str]], jobs: int) -> Iterator[tuple[Plan
             while queue and len(running) < jobs:
                 run, data = queue.popleft()
                 if not run.finished(data):
-                    running[start(run)] = run, data
+                    running[start(run, threads)] = run, data
                     yield run, "begins"
             if running:
                 os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
@@ -118,8 +130,8 @@ def train(runs: Sequence[tuple[Planned, str]], jobs: int) -> Iterator[tuple[Plan
             process.wait()
 
 
-def start(run: Planned) -> subprocess.Popen:
-    """The run's process."""
+def start(run: Planned, threads: int | None) -> subprocess.Popen:
+    """The run's process; without a number of threads it has the machine's."""
     run.log.parent.mkdir(parents=True, exist_ok=True)
     with run.log.open("ab") as log:
         return subprocess.Popen(
@@ -127,7 +139,7 @@ def start(run: Planned) -> subprocess.Popen:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            env=os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {}),
         )
 
 

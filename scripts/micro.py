@@ -10,64 +10,26 @@ signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while libraries load ends
 
 import argparse
 import sys
-from pathlib import Path
-from typing import Any
 
-from cramming.checks import number
 from cramming.door import door
-from cramming.errors import Stopped
-from cramming.plan import missing, needs, planned, train
+from cramming.plan import planned
 from cramming.record import git_state
-from cramming.report.tables import write_tables
+from cramming.sweep import add_options, check_options, complete
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="for every run, as `make pretrain` takes them"
-    )
+    add_options(parser)
     parser.add_argument("--experiment", default="micro", help="whose rows (default micro)")
     parser.add_argument("--rows", type=words, default=[], help="names of rows, with commas between (default all)")
     parser.add_argument("--seeds", type=numbers, default=[0, 1, 2], help="with commas between (default 0,1,2)")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, of one thread each (default 1)")
     arguments = parser.parse_intermixed_args()
     with door():
-        for name in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(name, stop)
+        check_options(arguments)
         git_state()  # now, not when the tables are written
-        number("--jobs", arguments.jobs, least=1)
-        failed = run(arguments)
-    sys.exit(1 if failed else 0)
-
-
-def run(arguments: argparse.Namespace) -> list[str]:
-    """Train what is missing and write the tables; returns what failed, a line each."""
-    runs = planned(arguments.experiment, arguments.rows, arguments.seeds, arguments.overrides)
-    todo = missing(runs)
-    tell("runs", f"{len(runs)}, of which {len(todo)} missing, with a budget of {needs([each for each, _ in todo])}")
-    failed, ended = [], 0
-    for each, word in train(todo, arguments.jobs):
-        ended += word != "begins"
-        tell(each.root.run_name, word + (f"   [{ended} of {len(todo)}]" if word != "begins" else ""))
-        if word.startswith("failed"):
-            failed.append(f"{each.root.run_name} {word}")
-    for path in write_tables(Path(runs[0].root.results_dir)):
-        if path.name.startswith("effective_width"):
-            tell("written", path)
-    for line in failed:
-        tell("failed", line)
-    tell("next", "the same command tries the failed ones again" if failed else "make tables")
-    return failed
-
-
-def tell(name: str, text: object) -> None:
-    """A line for who waits."""
-    print(f"{name:<10} {text}", flush=True)
-
-
-def stop(received: int, _: Any) -> None:
-    """A signal ends the runs after a checkpoint."""
-    raise Stopped(f"stopped by {signal.Signals(received).name}; the same command goes on where the runs are.")
+        runs = planned(arguments.experiment, arguments.rows, arguments.seeds, arguments.overrides)
+        whole = complete(runs, arguments, threads=1)
+    sys.exit(0 if whole else 1)
 
 
 def words(text: str) -> list[str]:

@@ -39,6 +39,7 @@ FLOORS = {
         ("cramming.report",),
         ("cramming.config",),
         ("cramming.plan",),
+        ("cramming.sweep",),
     ),
     "bench": (("bench",), ("bench.check",)),
     "scripts": (("scripts",),),

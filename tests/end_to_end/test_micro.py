@@ -1,24 +1,25 @@
 """`make micro` at the size of a test: killed and started again it ends with the tables of a run that nobody touched."""
 
-import contextlib
 import csv
 import os
+import re
 import signal
-import subprocess
-import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from cramming.files import locked
 from cramming.plan import planned
-from tests.helpers.commands import ROOT, inline
+from tests.helpers.commands import inline
 from tests.helpers.data import make_documents, write_txt
+from tests.helpers.forked import Forked, forks  # noqa: F401, a fixture
 
 ROWS = ("dense4", "dense16", "1x8")
 TINY = (
     "data.vocab_size=200 data.seq_len=16 data.valid_share=0.2 data.examples=[] data.workers=1 model.hidden_size=16 "
-    "model.layers=1 model.heads=2 train.budget_tokens=20000 train.batch=8 train.microbatch=8 train.valid_sequences=32"
+    "model.layers=1 model.heads=2 train.budget_tokens=20000 train.batch=8 train.microbatch=8 train.valid_sequences=32 "
+    "train.validations=4 train.checkpoints=4"
 )
 TIMED = ("train_tokens_per_s", "hours")  # [1/s], [h]: of the machine, not of the run
 
@@ -48,23 +49,15 @@ def names(home: Path) -> set[str]:
 
 def killed_in(row: str, home: Path, text: Path) -> None:
     """Start the command, and kill all of its processes at once when the row's run has a checkpoint."""
-    process = subprocess.Popen(
-        [sys.executable, "scripts/micro.py", *arguments(home, text)],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    process = Forked("micro", arguments(home, text), home / "killed.log", session=True)
     while not list(home.glob(f"outputs/runs/micro-{row}-*/checkpoints/step-*")):
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=0.02)
-        assert process.poll() is None
+        time.sleep(0.005)
+        assert process.poll() is None, (home / "killed.log").read_text()
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("forks")
 def test_killed_twice_it_ends_with_the_same_tables(text: Path, tmp_path: Path) -> None:
     whole, home = tmp_path / "whole", tmp_path / "killed"
     done = inline("micro", *arguments(whole, text, "--jobs", "2"))
@@ -78,7 +71,7 @@ def test_killed_twice_it_ends_with_the_same_tables(text: Path, tmp_path: Path) -
     assert done.returncode == 0, done.stdout + done.stderr
     left = 3 - len(there)
     assert f"3, of which {left} missing, with a budget of {20_000 * left:,} tokens" in done.stdout
-    assert "micro-dense4-s0" not in done.stdout
+    assert not re.search("micro-dense4-s0.* begins", done.stdout)
     assert tables(home) == tables(whole)
     assert "no curve: 0 of at least 4 widths" in str(tables(home)["effective_width.md"])
     before = {path: path.read_bytes() for path in home.glob("results/runs/*.json")}
@@ -88,14 +81,14 @@ def test_killed_twice_it_ends_with_the_same_tables(text: Path, tmp_path: Path) -
     assert before == {path: path.read_bytes() for path in home.glob("results/runs/*.json")}
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("forks")
 def test_a_run_that_fails_keeps_no_other_from_running(text: Path, tmp_path: Path) -> None:
     given = arguments(tmp_path, text)
     first = planned("micro", ROWS, [0], [word for word in given if "=" in word])[0].root
     with locked(first.run_folder / ".lock", wait=False, busy="busy"):
         done = inline("micro", *given)
     assert (done.returncode, names(tmp_path)) == (1, {"dense16", "1x8"})
-    assert f"failed     {first.run_name} failed: status 2" in done.stdout
+    assert re.search(f"^failed +{first.run_name} +dense4 +failed: status 2", done.stdout, re.MULTILINE)
     assert "is being trained by another process" in done.stdout
     assert (tmp_path / "results/tables/effective_width.md").exists()
     done = inline("micro", *given)

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from tests.helpers.commands import inline
 from tests.helpers.data import make_documents, write_txt
+from tests.helpers.forked import forks  # noqa: F401, a fixture
 from tests.helpers.glue import write_sst2
 from tests.helpers.ultrafast import HEADS, synthetic
 
@@ -25,6 +26,7 @@ TINY = (
 )
 SMALL = {
     "pretrain": TINY,
+    "sweep": TINY,
     "glue": f"{TINY} glue.seeds=[0] glue.epochs=1 glue.max_length=32 glue.mini_train=24 glue.mini_dev=12",
     "images": "images.epochs=1 images.widths=[16] images.leaf_widths=[8] images.seeds=[0] images.variants=[plain]",
     "regions": "--tokens 500",
@@ -73,6 +75,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.usefixtures("forks")
 def test_every_command_of_the_readme_runs(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(home)
     lines = [line for line in commands() if not any(words in line for words in LEFT_OUT)]

@@ -1,0 +1,82 @@
+"""Commands in children of this process: real processes without the start of an interpreter. Not a test.
+
+A command in a Python of its own imports its libraries for longer than a tiny run lasts. A child can be killed, locks
+files and waits for its own children like any other process.
+"""
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from cramming import plan
+from cramming.plan import Planned
+from tests.helpers.commands import inline
+
+
+class Forked:
+    """scripts/<script>.py in a child, with what `cramming.plan` uses of a Popen; a log gets what it printed."""
+
+    def __init__(self, script: str, arguments: Sequence[str], log: Path, *, session: bool = False) -> None:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        sys.stdout.flush()
+        self.returncode: int | None = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            status = 1
+            try:
+                status = self._child(script, arguments, log, session)
+            finally:
+                os._exit(status)
+
+    @staticmethod
+    def _child(script: str, arguments: Sequence[str], log: Path, session: bool) -> int:
+        if session:
+            os.setsid()
+        for name in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(name, signal.SIG_DFL)
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a child cannot use CUDA where its parent has looked for it
+        torch.set_num_threads(1)
+        with log.open("a") as file:
+            try:
+                done = inline(script, *arguments)
+                file.write(done.stdout + done.stderr)
+                return done.returncode
+            except BaseException:
+                traceback.print_exc(file=file)
+                return 1
+
+    def poll(self) -> int | None:
+        """Its status, or None."""
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
+
+    def wait(self) -> int:
+        """Its status, when it has ended."""
+        if self.returncode is None:
+            self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return self.returncode
+
+    def terminate(self) -> None:
+        """SIGTERM, unless it has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGTERM)
+
+
+@pytest.fixture
+def forks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `cramming.plan` start its runs so."""
+    if torch.cuda.is_initialized():
+        pytest.skip("a process that has used CUDA cannot be forked")
+
+    def start(run: Planned, threads: int | None) -> Forked:
+        return Forked("pretrain", run.overrides, run.log)
+
+    monkeypatch.setattr(plan, "start", start)
