@@ -19,7 +19,7 @@ ROWS = ("dense4", "dense16", "1x8")
 TINY = (
     "data.vocab_size=200 data.seq_len=16 data.valid_share=0.2 data.examples=[] data.workers=1 model.hidden_size=16 "
     "model.layers=1 model.heads=2 train.budget_tokens=20000 train.batch=8 train.microbatch=8 train.valid_sequences=32 "
-    "train.validations=4 train.checkpoints=4"
+    "train.validations=4 train.checkpoints=4 train.compile=false train.precision=fp32"
 )
 TIMED = ("train_tokens_per_s", "hours")  # [1/s], [h]: of the machine, not of the run
 
@@ -103,7 +103,7 @@ def test_a_run_that_fails_keeps_no_other_from_running(text: Path, tmp_path: Path
         (["--jobs", "0"], "--jobs"),
         (["train.lrr=1"], "train.lrr"),
         (["train.lr=-1"], "train.lr"),
-        (["data.files=[{home}/none.txt]"], "none.txt"),
+        (["--rows", "1x8", "--seeds", "0", "data.files=[{home}/none.txt]"], "none.txt"),
     ],
 )
 def test_a_mistake_is_named_before_anything_is_written(options: list[str], words: str, tmp_path: Path) -> None:
@@ -114,11 +114,16 @@ def test_a_mistake_is_named_before_anything_is_written(options: list[str], words
     assert not (tmp_path / "results").exists()
 
 
-def test_the_rows_are_the_curve_and_the_family() -> None:
-    runs = planned("micro", [], [0, 1, 2], ["data.files=[a.txt]"])
-    assert len({run.root.run_name for run in runs}) == len(runs) == 30
-    assert [run.root.seed for run in runs] == [0] * 10 + [1] * 10 + [2] * 10
+def test_the_rows_are_the_curve_the_family_and_others() -> None:
+    runs = planned("micro", [], [0], ["data.files=[a.txt]"])
+    assert len({run.root.run_name for run in runs}) == len(runs) > 10
     dense = [run.root.ffn.settings.neurons_trained for run in runs[:6]]
     assert dense == [0, 4, 16, 64, 256, 1024]
     assert [run.root.ffn.tag for run in runs[6:10]] == ["1x8", "4x6", "16x4", "64x2"]
     assert [run.row for run in runs[:10]] == [run.root.ffn.tag for run in runs[:10]]
+
+
+def test_all_rows_of_a_seed_come_before_the_next_seed() -> None:
+    runs = planned("micro", ROWS, [0, 1, 2], ["data.files=[a.txt]"])
+    assert [(run.row, run.root.seed) for run in runs] == [(row, seed) for seed in (0, 1, 2) for row in ROWS]
+    assert len({run.root.run_name for run in runs}) == len(runs)
