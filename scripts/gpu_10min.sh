@@ -1,21 +1,25 @@
 #!/usr/bin/env bash
-# The experiment gpu_10min for four feedforward layers, also where commands are short and there is no network or Hydra.
+# The experiment gpu_10min for five feedforward layers, also where commands are short and there is no network or Hydra.
 #
 #   scripts/gpu_10min.sh prepare /text/a.txt.xz /text/b.txt.xz ...   text -> outputs/data, outputs/orders (with Hydra)
-#   scripts/gpu_10min.sh run SECONDS OUT [1x11 32x6 dense3072 none]  continue the runs for so long; results go to OUT
+#   scripts/gpu_10min.sh run SECONDS OUT [none 1x11 32x6 ...]        continue the runs for so long; results go to OUT
 #
-# Between the two only outputs/data/gpu_10min-* and outputs/orders need travel. `run` is repeated until it says that all
-# are finished: it ends each run with a checkpoint, from which the next one continues.
+# The layers: none, the trees 1x11 and 32x6, 1x11 with the repair that REPAIR sets (its overrides), dense 3072. Between
+# the two commands only outputs/data/gpu_10min-* and outputs/orders need travel. `run` takes all that was prepared, or
+# the layers that are named by their tags; it is repeated until it says that all are finished: it ends each run with a
+# checkpoint, from which the next one continues.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
+REPAIR=${REPAIR:-ffn.shared=96}
 NO_TREE="ffn.trees=null ffn.depth=null"
+LAYERS=("ffn=none $NO_TREE" "ffn.depth=11" "ffn.trees=32 ffn.depth=6" "ffn.depth=11 $REPAIR" "ffn=dense $NO_TREE")
 
 prepare() {
   local files layer
   files="data.files=[$(IFS=,; echo "$*")]"
-  for layer in "ffn.depth=11" "ffn.trees=32 ffn.depth=6" "ffn=dense $NO_TREE" "ffn=none $NO_TREE"; do
+  for layer in "${LAYERS[@]}"; do
     # shellcheck disable=SC2086 # each word of a layer is an override
     "$PYTHON" scripts/prepare.py experiment=gpu_10min "$files" $layer ${ARGS:-}
   done
@@ -29,10 +33,11 @@ run() {
   local seconds=$1 out=$2 layer order name open=0
   shift 2
   local layers=("$@")
-  [ $# -gt 0 ] || layers=(1x11 32x6 dense3072 none)
+  [ $# -gt 0 ] || layers=("*")
   mkdir -p "$out"
   for layer in "${layers[@]}"; do
-    for order in outputs/orders/gpu_10min-"$layer"-s*.json; do
+    # shellcheck disable=SC2231 # all layers are a pattern
+    for order in outputs/orders/gpu_10min-$layer-s*.json; do
       if [ "$(left "$seconds")" -lt 60 ]; then
         open=1
         continue
@@ -51,7 +56,7 @@ run() {
 case "${1:-}" in
   prepare | run) "$@" ;;
   *)
-    sed -n '2,8s/^# \{0,1\}//p' "$0"
+    sed -n '2,10s/^# \{0,1\}//p' "$0"
     exit 2
     ;;
 esac
