@@ -27,6 +27,7 @@ from cramming.machine import this_device
 from cramming.plan import planned
 from cramming.record import computed_by, in_one_word
 from fff.layers.base import Settings
+from fff.rivals.fixed import FixedSettings
 from fff.testing import inputs
 
 INPUTS = "iid"
@@ -44,6 +45,8 @@ def settings_of(experiment: str, rows: Sequence[str], overrides: Sequence[str]) 
     found: dict[str, Settings] = {}
     for run in runs:
         settings = run.root.ffn.settings.in_inference
+        if isinstance(settings, FixedSettings):  # a control: nobody would infer with it
+            continue
         if found.setdefault(settings.tag, settings) != settings:
             raise UserError(f"row {run.row}: another row's layer is called {settings.tag} too and is not the same.")
     return runs[0].root.model.hidden_size, found

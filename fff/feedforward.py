@@ -15,6 +15,7 @@ from fff.layers.base import Settings
 # Where each kind's settings stand; imported when asked for.
 KINDS = {
     "dense": "fff.layers.dense.DenseSettings",
+    "fixed": "fff.rivals.fixed.FixedSettings",
     "leaf": "fff.layers.leaf.LeafSettings",
     "moe": "fff.rivals.moe.MoESettings",
     "none": "fff.layers.none.NoneSettings",

@@ -82,6 +82,12 @@ def walk(scores: Tensor, levels: int, flips: Tensor | None = None) -> Tensor:
     return torch.cat(path, dim=-1)
 
 
+def ancestors(nodes: Tensor, level: int) -> Tensor:
+    """Paths (..., level + 1) from the root to nodes (...) int64 of one level."""
+    heights = torch.arange(level, -1, -1, device=nodes.device)
+    return ((nodes[..., None] + 1) >> heights) - 1
+
+
 def trained_neurons(trees: int, depth: int) -> int:
     """Training width: T * M neurons exist."""
     return trees * nodes_in_tree(depth)

@@ -112,7 +112,7 @@ class CrammedModel(CrammedPreTrainedModel):
         states, looked, losses = [], [], []
         for block in self.blocks:
             states += [x] if keep else []
-            x, weights, found = block(x, mask, rotation, look)
+            x, weights, found = block(x, mask, rotation, look, input_ids)
             looked.append(weights)
             losses.append(found)
         x = self.final_norm(x)

@@ -98,9 +98,14 @@ class CrammedBlock(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(
-        self, x: torch.Tensor, mask: torch.Tensor | None, rotation: Rotation | None, look: bool = False
+        self,
+        x: torch.Tensor,
+        mask: torch.Tensor | None,
+        rotation: Rotation | None,
+        look: bool = False,
+        tokens: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None, dict[str, torch.Tensor]]:
-        """Apply both branches to x (B, S, H).
+        """Apply both branches to x (B, S, H); tokens (B, S) are their ids, for feedforwards that ask for them.
 
         Returns:
             The sum; attention's weights (B, heads, S, S) with `look`; the feedforward's auxiliary losses, none in
@@ -115,7 +120,7 @@ class CrammedBlock(nn.Module):
         if isinstance(ffn, Feedforward) and ffn.training and ffn.losses:
             y, losses = ffn.forward_with_losses(normed)
         else:
-            y = ffn(normed)
+            y = ffn(normed, tokens) if getattr(ffn, "reads_tokens", False) else ffn(normed)
         y = self.dropout(y)
         # This x is the block's own. A new tensor of many tokens costs more than the sum: the system clears its pages.
         in_place = not (torch.is_grad_enabled() or _watched(self.ffn_norm))

@@ -15,6 +15,7 @@ from cramming.train.compiled import compiled
 from cramming.train.config import TrainConfig
 from cramming.train.hardening import LAYER_FORMS, Hardening
 from cramming.train.optim import build_optimiser
+from cramming.train.oracle import check_oracle
 from cramming.train.parts import Parts, Tokens
 from cramming.train.root import PretrainRoot
 from cramming.train.split import check_split
@@ -98,3 +99,4 @@ def check_layer(root: PretrainRoot) -> None:
     except ValueError as error:
         raise UserError(f"hardening: {error}") from None
     check_split(root, layer)
+    check_oracle(root, layer)

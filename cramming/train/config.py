@@ -1,7 +1,7 @@
 """Configuration groups `train` and `wandb`. Not the schedules themselves (budget.py)."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cramming.checks import number, numbers, one_of
 from cramming.errors import UserError
@@ -53,6 +53,8 @@ class TrainConfig:
     # layer. Without it, whatever is drawn before them shifts them.
     equal_start: bool = False
     initial_split: int = 0  # training sequences whose tokens set the trees' biases at the start: half go right
+    # At the end, of dense layers: the validation loss with each token's k most active neurons alone, for each k.
+    oracle: list[int] = field(default_factory=list)
     profile_steps: int = 0  # steps that a profile is taken of, into profile.json; fewer than log_steps - 1
 
     def __post_init__(self) -> None:

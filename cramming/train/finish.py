@@ -92,6 +92,8 @@ def print_summary(content: dict[str, Any], *, model: Path, history: Path, record
     gain, rate = metrics["unigram_loss"] - metrics["valid_loss"], metrics["train_tokens_per_s"]
     print(f"\nvalidation loss    {metrics['valid_loss']:.4f} nats, accuracy {metrics['valid_accuracy']:.2%}")
     print(f"unigram baseline   {metrics['unigram_loss']:.4f} nats ({gain:.4f} above the model)")
+    for name in (name for name in metrics if name.startswith("oracle_")):
+        print(f"{name:<18} {metrics[name]:.4f} nats with each token's most active neurons alone")
     print(f"tokens             {samples['train_tokens']:,} in {samples['train_steps']:,} steps, {rate:,.0f} tokens/s")
     print(f"model              {model}\nhistory            {history}\nrecord             {record}")
     print(f"next               make glue EXP={content['experiment']} (same TREES=, DEPTH=, SEED=, ARGS=)", flush=True)

@@ -35,7 +35,7 @@ COSMETIC = listed(
     {
         "": "seed output_dir results_dir wandb",
         "data": "workers examples",
-        "train": "keep_checkpoints checkpoints log_steps usage_sequences usage_steps compile_mode profile_steps",
+        "train": "keep_checkpoints checkpoints log_steps usage_sequences usage_steps compile_mode profile_steps oracle",
     }
 )
 # Who computes, and in which order, gives equal results by contract; names had these once.

@@ -22,6 +22,7 @@ from cramming.train.history import History, read_history
 from cramming.train.hooks import Bar, Checkpoint, FiniteGuard, StopSignals, Validate
 from cramming.train.loop import Hook, Trainer
 from cramming.train.meter import Meter
+from cramming.train.oracle import oracle_losses
 from cramming.train.pictures import heatmap
 from cramming.train.profiling import Profile
 from cramming.train.providers import Providers
@@ -101,8 +102,9 @@ class Run:
                 f"Stopped by {trainer.stop_reason} at step {state.step} ({state.progress:.1%} of the budget); the "
                 f"checkpoint is in {self.checkpoints.folder}. The same command continues from it."
             )
+        oracle = oracle_losses(self.parts, self.validation)
         if self.world.main:
-            self._finish()
+            self._finish(oracle)
 
     def write_model_again(self, content: Record) -> None:
         """The finished model from the last checkpoint, which has to give the weights that the record knows.
@@ -185,7 +187,7 @@ class Run:
         print(f"cost       {told(cost, meter.flops, meter.peak, meter.name)}")
         print(f"unigram    {self.unigram:.4f} nats (guessing by frequency on the validation tokens)", flush=True)
 
-    def _record(self, status: str, extra: dict[str, Any]) -> Record | None:
+    def _record(self, status: str, extra: dict[str, Any], metrics: dict[str, float] | None = None) -> Record | None:
         if not self.world.main:
             return None
         root, state, rows = self.root, self.parts.state, read_history(self.folder.history)
@@ -203,7 +205,7 @@ class Run:
                 "valid_sequences": len(self.validation),
                 "parameters": self.parameters,
             },
-            metrics=history_metrics(rows, self.unigram),
+            metrics=history_metrics(rows, self.unigram) | (metrics or {}),
             processes=self.world.size,
             provider=self.providers.names,
             extra={
@@ -218,10 +220,10 @@ class Run:
             },
         )
 
-    def _finish(self) -> None:
+    def _finish(self, oracle: dict[str, float]) -> None:
         self._refuse_lost_history()
         weights = self._write_model(history_metrics(read_history(self.folder.history), self.unigram))
-        content = self._record("finished", {"weights_sha256": weights})
+        content = self._record("finished", {"weights_sha256": weights}, oracle)
         assert content is not None
         write_json(self.folder.record, content)
         refuse_diverged(self.root, content)

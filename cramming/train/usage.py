@@ -27,7 +27,7 @@ def recorded_routes(model: nn.Module) -> Iterator[list[list[Route]]]:
 
     def record(number: int) -> Callable[[Routed, tuple[Tensor, ...]], None]:
         def hook(layer: Routed, inputs: tuple[Tensor, ...]) -> None:
-            found[number].append(layer.route(inputs[0]).flat())
+            found[number].append(layer.route(*inputs).flat())
 
         return hook
 

@@ -1,5 +1,7 @@
 """Provider `masked`: all nodes of all trees by one dense product, off-path ones zeroed. Not the place to save work."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -22,16 +24,31 @@ def masked(operands: PathOperands) -> PathResult:
     x, w_in, b_in, w_out, activation, flips, temperature = operands
     levels = path_length(depth_of(w_in.shape[1]))
     act = activation_named(activation).forward
-    scores = _all_scores(x, w_in, b_in)
+    scores = all_scores(x, w_in, b_in)
     path = walk(scores.detach(), levels, flips)
-    on_path = scores.gather(-1, path)
     if levels == 1:
-        return PathResult(act(scores).flatten(1) @ w_out.flatten(0, 1), path, on_path)
+        return PathResult(act(scores).flatten(1) @ w_out.flatten(0, 1), path, scores.gather(-1, path))
+    y, on_path = along_paths(scores, path, w_out, act, temperature)
+    return PathResult(y, path, on_path)
+
+
+def along_paths(
+    scores: Tensor,
+    path: Tensor,
+    w_out: Tensor,
+    act: Callable[[Tensor], Tensor],
+    temperature: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Output (N, K) of the nodes on given paths (N, T, L) int64, and their scores (N, T, L), from all scores (N, T, M).
+
+    With a temperature the decisions on the paths have straight-through gradients.
+    """
+    on_path = scores.gather(-1, path)
     active = act(on_path)
     if temperature is not None:
         active = active * straight_through_gates(path, on_path, temperature).to(active.dtype)
     spread = torch.zeros_like(scores).scatter(-1, path, active)
-    return PathResult(spread.flatten(1) @ w_out.flatten(0, 1), path, on_path)
+    return spread.flatten(1) @ w_out.flatten(0, 1), on_path
 
 
 def soft(operands: PathOperands, temperature: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -41,14 +58,15 @@ def soft(operands: PathOperands, temperature: Tensor) -> tuple[Tensor, Tensor, T
     """
     x, w_in, b_in, w_out, activation, flips, _ = operands
     inner = first_node(depth_of(w_in.shape[1]))
-    scores = _all_scores(x, w_in, b_in)
+    scores = all_scores(x, w_in, b_in)
     wide = scores.to(torch.promote_types(scores.dtype, torch.float32))
     reached = reach(right_probability(wide[..., :inner], temperature, flips))
     active = activation_named(activation).forward(scores) * reached.to(scores.dtype)
     return active.flatten(1) @ w_out.flatten(0, 1), wide, reached
 
 
-def _all_scores(x: Tensor, w_in: Tensor, b_in: Tensor | None) -> Tensor:
+def all_scores(x: Tensor, w_in: Tensor, b_in: Tensor | None) -> Tensor:
+    """Scores (N, T, M) of every node."""
     trees, node_count, _ = w_in.shape
     bias = b_in.reshape(-1) if b_in is not None else None
     return functional.linear(x, w_in.flatten(0, 1), bias).view(-1, trees, node_count)

@@ -129,11 +129,13 @@ class Feedforward(Unsaved):
         loss_weights: names of the auxiliary losses that it can compute, and the weight of each unless told otherwise.
         losses: those of them that `forward_with_losses` computes now.
         constants: its own parameters that begin at a number, by name.
+        reads_tokens: whether `forward` and `route` take the tokens' ids (...) int64 beside x (..., d_in).
     """
 
     loss_weights: Mapping[str, float] = MappingProxyType({})
     constants: Mapping[str, float] = MappingProxyType({})
     losses: tuple[str, ...] = ()
+    reads_tokens: bool = False
 
     def forward_with_losses(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The layer's output and the auxiliary losses that `losses` names, each a 0-dim float32 tensor."""

@@ -1,5 +1,7 @@
 """DenseFF, the ordinary feedforward layer without biases, with its settings. What the trees are compared with."""
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -64,9 +66,15 @@ class DenseFF(Feedforward):
     With "gated_gelu" the `width` neurons are halved: y = (u * gelu(v)) W_out, where u and v are the two halves
     (arXiv 2212.14034, section 4.2). Shapes: (..., d_in) -> (..., d_out).
 
+    Attributes:
+        most_active: in evaluation, how many neurons of each token count, those of largest |activation|; None for all.
+            Set it by `oracle`.
+
     Raises:
         ValueError: as DenseSettings.
     """
+
+    most_active: int | None = None
 
     def __init__(
         self,
@@ -85,8 +93,41 @@ class DenseFF(Feedforward):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to x (..., d_in)."""
-        neurons = self.dense_in(x)
+        active = self.dense_in(x)
         if self.gated:
-            value, gate = neurons.chunk(2, dim=-1)
-            return self.dense_out(value * nn.functional.gelu(gate))
-        return self.dense_out(nn.functional.gelu(neurons))
+            value, gate = active.chunk(2, dim=-1)
+            active = value * nn.functional.gelu(gate)
+        else:
+            active = nn.functional.gelu(active)
+        if self.most_active is not None and not self.training:
+            kept = active.abs().topk(self.most_active, -1).indices
+            active = torch.zeros_like(active).scatter(-1, kept, active.gather(-1, kept))
+        return self.dense_out(active)
+
+    @property
+    def neurons(self) -> int:
+        """Activations that there are: the width, or half of it with gates."""
+        return self.dense_out.in_features
+
+
+@contextlib.contextmanager
+def oracle(model: nn.Module, neurons: int) -> Iterator[None]:
+    """Inside, dense layers in evaluation use each token's `neurons` most active neurons alone.
+
+    No router chooses them: all are computed to see which count. What a layer that visits as few could have of this one.
+
+    Raises:
+        ValueError: a layer has fewer.
+    """
+    layers = [module for module in model.modules() if isinstance(module, DenseFF)]
+    for layer in layers:
+        if not 1 <= neurons <= layer.neurons:
+            raise ValueError(f"{neurons} neurons are asked of a dense layer that has {layer.neurons}")
+    before = [layer.most_active for layer in layers]
+    try:
+        for layer in layers:
+            layer.most_active = neurons
+        yield
+    finally:
+        for layer, most in zip(layers, before, strict=True):
+            layer.most_active = most

@@ -118,8 +118,8 @@ def test_the_temperature_follows_the_layer_and_is_its_own() -> None:
 @pytest.mark.parametrize(
     ("specification", "message"),
     [
-        ({}, "ffn.kind is None; choose one of dense, leaf, moe, none, path, peer"),
-        ({"kind": "mop"}, "ffn.kind is 'mop'; choose one of dense, leaf, moe, none, path, peer"),
+        ({}, "ffn.kind is None; choose one of dense, fixed, leaf, moe, none, path, peer"),
+        ({"kind": "mop"}, "ffn.kind is 'mop'; choose one of dense, fixed, leaf, moe, none, path, peer"),
         ({"kind": ["path"]}, "ffn.kind is"),
         ({"kind": "path", "depth": 3}, "ffn.trees and ffn.neurons: give exactly one"),
         ({"kind": "path", "depth": 3, "trees": 2, "neurons": 9}, "ffn.trees and ffn.neurons: give exactly one"),
