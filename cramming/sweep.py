@@ -85,7 +85,7 @@ def show(runs: Sequence[Planned], failed: dict[str, str]) -> bool:
         if state == "missing" and run.begun:
             word = "begun"
         counts[state] += 1
-        tell(state, f"{name:<{width}}  {f'{run.row}  ' if run.row else ''}{word}")
+        tell(state, "  ".join(filter(None, (f"{name:<{width}}", run.row, word))))
     tell("of all", ", ".join(f"{count} {state}" for state, count in counts.items()))
     return counts["finished"] == len(runs)
 

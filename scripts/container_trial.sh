@@ -95,7 +95,7 @@ glue=("$python" scripts/glue.py "${text[@]}" glue.epochs=1 glue.seeds=[0] glue.m
 images=("$python" scripts/images.py images.epochs=1 images.widths=[16] images.leaf_widths=[8] images.seeds=[0])
 bench=("$python" scripts/bench.py --shapes 1x2 --tokens 8 --seconds 0.01 --batches "" --memory 0)
 regions=("$python" scripts/regions.py "$out/model" "$home/text.txt" --tokens 512)
-sweep=("$python" scripts/pretrain.py --multirun +sweep=family "${text[@]}" ffn.trees=null ffn.depth=1,2 ffn.neurons=15)
+sweep=("$python" scripts/sweep.py --jobs 2 +sweep=family "${text[@]}" ffn.trees=null ffn.depth=1,2 ffn.neurons=15)
 layer='import torch; from fff import LeafFFF, PathFFF
 for layer in (PathFFF(16, 16, depth=3), LeafFFF(16, 16, depth=3, leaf_width=2)): layer(torch.randn(4, 16)).sum().backward()'
 
