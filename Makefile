@@ -11,7 +11,7 @@ SWEEP = experiment=$(EXP) $(if $(TREES),ffn.trees=$(call list,$(TREES)),$(if $(D
 MANY = --jobs $(or $(JOBS),1) $(if $(RETRY),--retry) $(if $(LIST),--list)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup prepare pretrain glue tables sweep micro images convert regions bench test test-all lint clean
+.PHONY: help setup prepare pretrain glue tables figures sweep micro images convert regions bench test test-all lint clean
 
 help:  ## this text
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
@@ -45,6 +45,9 @@ glue: setup  ## finetune and evaluate the model that the same settings pretraine
 
 tables: setup  ## results/runs -> results/tables
 	$(PY) scripts/tables.py
+
+figures: setup  ## results/runs and results/bench -> results/figures, PNG and SVG
+	$(PY) scripts/figures.py
 
 sweep: setup  ## pretrain over DEPTH, TREES, SEED and any key what is missing, then the tables
 	$(PY) scripts/sweep.py $(MANY) $(SWEEP)

@@ -11,7 +11,7 @@ from typing import Any
 from cramming.checks import number
 from cramming.errors import Stopped
 from cramming.plan import Planned, missing, train
-from cramming.report.tables import write_tables
+from cramming.report.tables import write_figures, write_tables
 from cramming.train.cost import cost_of
 
 
@@ -62,7 +62,8 @@ def complete(runs: Sequence[Planned], arguments: argparse.Namespace, threads: in
             tell(run.root.run_name, word + (f"   [{ended} of {len(todo)}]" if word != "begins" else ""))
             if word.startswith("failed"):
                 failed[run.root.run_name] = word
-        written = write_tables(Path(runs[0].root.results_dir))
+        results = Path(runs[0].root.results_dir)
+        written = [*write_tables(results), *write_figures(results)]
         tell("written", f"{written[0].parent} and figures, {len(written)} files")
     finally:
         whole = show(runs, failed)

@@ -53,7 +53,7 @@ DOORS = {
     "accelerate": ("cramming.parallel",),
     "torch.distributed": ("cramming.parallel",),
     "wandb": ("cramming.train.tracking",),
-    "matplotlib": ("cramming.report.curves", "cramming.report.figures", "cramming.train.pictures"),
+    "matplotlib": ("cramming.report.figures", "cramming.train.pictures"),
     "datasets": ("cramming.data.sources", "cramming.data.readymade", "cramming.glue", "cramming.images.data"),
     "evaluate": ("cramming.glue.metrics",),
 }

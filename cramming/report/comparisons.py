@@ -2,13 +2,13 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from cramming.model.config import ModelConfig
 from cramming.record import Record
-from cramming.report.groups import PretrainGroup, layers_of
-from cramming.report.leaves import hardening_of
+from cramming.report.groups import PretrainGroup, layers_of, units_of
+from cramming.report.labels import label_of
 from cramming.report.stats import Summary, finite, summarise
 from cramming.report.width import Curve, Worth, worth
 from cramming.runs import default_of
@@ -17,6 +17,8 @@ from cramming.train.root import COSMETIC, EQUAL
 
 LEAST_WIDTHS = 4  # of a curve
 LEAST_SEEDS = 3  # of each of its widths
+# What is a row's own, or measured beside it, and so no condition of its set.
+NO_CONDITION = COSMETIC | EQUAL | {"train.initial_split", "train.oracle"}
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,28 @@ class Row:
     worth: Worth | None
     notes: tuple[str, ...]
     records: tuple[str, ...]
+    group: PretrainGroup
+
+    @property
+    def layer(self) -> dict[str, Any]:
+        """What one of its feedforward layers came to."""
+        return layers_of(self.group.good[0])
+
+    @property
+    def brief(self) -> str:
+        """The label for a figure."""
+        record = self.group.good[0]
+        return self.label.replace(label_of(record), label_of(record, brief=True))
+
+    @property
+    def units(self) -> int:
+        """Leaves, experts or keys of all layers; 0 of layers that choose none."""
+        return units_of(self.layer)
+
+    @property
+    def tag(self) -> str:
+        """Short name of its layer, as the bench too calls it."""
+        return self.group.ffn
 
     @property
     def loss(self) -> Summary | None:
@@ -49,25 +73,46 @@ class Comparison:
     rows: tuple[Row, ...]
     missing: tuple[str, ...]
 
+    @property
+    def title(self) -> str:
+        """What is equal in all of its rows, in words."""
+        return f"{self.experiment}, {self.scale}, data {self.data}"
+
+    @property
+    def hidden_size(self) -> int | None:
+        """Of the models, where the records say it."""
+        return (self.dense or self.rows)[0].group.good[0]["config"].get("model", {}).get("hidden_size")
+
 
 def comparisons(groups: Sequence[PretrainGroup]) -> list[Comparison]:
     """Every set of comparable groups with a finished run, sorted; said of each is how it differs from the first."""
     sets: dict[tuple[str, str], dict[str, Any]] = {}
     members: dict[tuple[str, str], list[PretrainGroup]] = defaultdict(list)
+    odd: dict[tuple[str, str], list[str]] = defaultdict(list)
     for group in groups:
         if group.good and tells_its_layers(group.good[0]):
-            found = conditions(group.good[0])
+            found, (equal, strange) = conditions(group.good[0]), equal_runs(group)
             key = (group.experiment, repr(sorted(found.items())))
             sets[key] = found
-            members[key].append(group)
+            members[key].append(equal)
+            odd[key] += strange
     first: dict[str, dict[str, Any]] = {}
     result = []
     for key in sorted(sets):
         reference = first.setdefault(key[0], sets[key])
         apart = differences(reference, sets[key])
         told = [f"not compared with the first set of this experiment: {apart}"] if apart else []
-        result.append(comparison(members[key], told))
+        result.append(comparison(members[key], [*told, *odd[key]]))
     return result
+
+
+def equal_runs(group: PretrainGroup) -> tuple[PretrainGroup, list[str]]:
+    """The group without the runs whose conditions are not its first run's, and what is to be said of them."""
+    first = conditions(group.good[0])
+    apart = {record["name"]: differences(first, conditions(record)) for record in group.good}
+    same = tuple(record for record in group.good if not apart[record["name"]])
+    strange = [f"{name} is left out, unlike other runs of its group: {what}" for name, what in apart.items() if what]
+    return replace(group, good=same), strange
 
 
 def tells_its_layers(record: Record) -> bool:
@@ -82,7 +127,7 @@ def conditions(record: Record) -> dict[str, Any]:
         defaults = {item.name: default_of(item) for item in fields(settings)}
         for name, value in record["config"].get(part, {}).items():
             key = f"{part}.{name}"
-            if key not in COSMETIC | EQUAL and not (name in defaults and value == defaults[name]):
+            if key not in NO_CONDITION and not (name in defaults and value == defaults[name]):
                 found[key] = value
     return found
 
@@ -99,11 +144,7 @@ def comparison(groups: Sequence[PretrainGroup], missing: Sequence[str]) -> Compa
     dense = sorted((g for g in groups if widths[id(g)] is not None), key=lambda g: (widths[id(g)], g.group))
     others = [group for group in groups if widths[id(group)] is None]
     curve, lacks = curve_of({g.group: (widths[id(g)] or 0, losses_of(g)[0]) for g in dense})
-    labels = [label_of(group) for group in others]
-    rows = [
-        row_of(group, label if labels.count(label) == 1 else f"{label} ({group.group})", curve)
-        for group, label in zip(others, labels, strict=True)
-    ]
+    rows = named_rows(others, curve)
     if not rows:
         lacks.append("no layer of another kind")
     record = groups[0].good[0]
@@ -112,7 +153,7 @@ def comparison(groups: Sequence[PretrainGroup], missing: Sequence[str]) -> Compa
         groups[0].scale,
         record.get("data_fingerprint", "")[:6] or "unknown",
         curve,
-        tuple(row_of(group, label_of(group), curve) for group in dense),
+        tuple(named_rows(dense, curve)),
         tuple(sorted(rows, key=lambda row: (row.neurons_used, row.label))),
         (*missing, *lacks),
     )
@@ -161,6 +202,15 @@ def curve_of(dense: dict[str, tuple[int, dict[int, float]]]) -> tuple[Curve | No
     return curve, lacks
 
 
+def named_rows(groups: Sequence[PretrainGroup], curve: Curve | None) -> list[Row]:
+    """Rows, each under a label of its own: the group stands beside a label that several have."""
+    labels = [label_of(group.good[0]) for group in groups]
+    return [
+        row_of(group, label if labels.count(label) == 1 else f"{label} ({group.group})", curve)
+        for group, label in zip(groups, labels, strict=True)
+    ]
+
+
 def row_of(group: PretrainGroup, label: str, curve: Curve | None) -> Row:
     """One group, priced by the curve."""
     losses, notes = losses_of(group)
@@ -175,7 +225,7 @@ def row_of(group: PretrainGroup, label: str, curve: Curve | None) -> Row:
     if group.bad:
         notes.append(f"{len(group.bad)} run(s) left out")
     names = tuple(record["name"] for record in group.good if record["seed"] in losses)
-    return Row(label, losses, ffn["neurons_used"], ffn["neurons_trained"], value, tuple(notes), names)
+    return Row(label, losses, ffn["neurons_used"], ffn["neurons_trained"], value, tuple(notes), names, group)
 
 
 def losses_of(group: PretrainGroup) -> tuple[dict[int, float], list[str]]:
@@ -190,10 +240,3 @@ def losses_of(group: PretrainGroup) -> tuple[dict[int, float], list[str]]:
             found[record["seed"]].append(loss)
     notes += [f"seed {seed} left out: {len(mine)} records have it" for seed, mine in found.items() if len(mine) > 1]
     return {seed: mine[0] for seed, mine in sorted(found.items()) if len(mine) == 1}, notes
-
-
-def label_of(group: PretrainGroup) -> str:
-    """The layer, with the form of hardening where it is another than hard."""
-    record = group.good[0]
-    form = hardening_of(record["config"]) if layers_of(record)["leaves"] else "hard"
-    return group.ffn if form == "hard" else f"{group.ffn} {form}"

@@ -1,6 +1,7 @@
 """Which records belong together: repetitions of one experiment under one setting. Not their layout in a table."""
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -43,6 +44,12 @@ def layers_of(record: Record) -> dict[str, Any]:
     return resolved(build(FFNConfig, config["ffn"]), config["model"]["layers"])
 
 
+def units_of(layer: dict[str, Any]) -> int:
+    """Leaves, experts or keys of all layers of a model; 0 of layers that choose none."""
+    of_kind = {"moe": ("experts",), "peer": ("heads", "keys", "keys")}.get(layer["kind"])
+    return layer["leaves"] if of_kind is None else layer["layers"] * math.prod(layer[key] for key in of_kind)
+
+
 @dataclass(frozen=True)
 class PretrainGroup:
     """Repetitions of one pretraining: equal configuration and data, other seeds. Failed runs are in `bad` alone."""
@@ -53,6 +60,11 @@ class PretrainGroup:
     scale: str
     good: tuple[Record, ...]
     bad: tuple[Record, ...]
+
+    @property
+    def names(self) -> str:
+        """Names of the finished runs, for a table that says where its numbers are from."""
+        return " ".join(record["name"] for record in self.good)
 
     def summary(self, part: str, name: str) -> Summary | None:
         """Summary of one number of the finished runs; `part` is "metrics" or "samples"."""

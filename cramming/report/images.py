@@ -74,15 +74,16 @@ def images_csv(records: Sequence[Record], paper: Mapping[str, Any]) -> str:
             for quantity in QUANTITIES:
                 s = summary(rows[key], quantity)
                 numbers = [s.median, s.low, s.high, s.mean, s.mean_low, s.mean_high, s.n] if s else [None] * 6 + [0]
-                lines.append([name, text, *key, "ours", quantity, *numbers])
+                names = " ".join(record["name"] for record in rows[key])
+                lines.append([name, text, *key, "ours", quantity, *numbers, names])
     for name in (name for name in paper if name != "note"):
         for row, leaf in PAPER_ROWS.items():
             for width in PAPER_WIDTHS:
                 kind = [width, "dense"] if leaf == "dense" else [leaf, "hardened"]
                 for quantity in QUANTITIES:
                     value = published(paper, name, row, width, quantity)
-                    numbers = [None if value is None else float(value), *[None] * 6]
-                    lines.append([name, "", width, *kind, "paper", quantity, *numbers])
+                    number = None if value is None else float(value)
+                    lines.append([name, "", width, *kind, "paper", quantity, number, *[None] * 7])
     return csv_text(CSV_HEADER, lines)
 
 

@@ -80,6 +80,6 @@ def leaves_csv(groups: Sequence[PretrainGroup]) -> str:
             s = group.summary("metrics", name)
             values = (s.median, s.low, s.high, s.n) if s else (None, None, None, 0)
             form = hardening_of(group.good[0]["config"])
-            lines.append((group.experiment, group.ffn, group.group, form, group.scale, name, *values))
-    header = ("experiment", "ffn", "group", "hardening", "scale", "quantity", "median", "min", "max", "n")
+            lines.append((group.experiment, group.ffn, group.group, form, group.scale, name, *values, group.names))
+    header = ("experiment", "ffn", "group", "hardening", "scale", "quantity", "median", "min", "max", "n", "records")
     return csv_text(header, lines)

@@ -114,8 +114,9 @@ def pretraining_csv(groups: Sequence[PretrainGroup]) -> str:
         for part, name in NUMBERS:
             s = group.summary(part, name)
             values = (s.median, s.low, s.high, s.mean, s.mean_low, s.mean_high, s.n) if s else (None,) * 6 + (0,)
-            lines.append((group.experiment, group.ffn, group.group, group.scale, name, *values, status(group)))
-    return csv_text((*header, "n", "status"), lines)
+            head = (group.experiment, group.ffn, group.group, group.scale, name)
+            lines.append((*head, *values, status(group), group.names))
+    return csv_text((*header, "n", "status", "records"), lines)
 
 
 def middle(summary: Summary | None) -> float | None:

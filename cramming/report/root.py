@@ -1,4 +1,4 @@
-"""Root configuration of `make tables`. Not how it is read (config.py)."""
+"""Root configuration of `make tables` and `make figures`. Not how it is read (config.py)."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from cramming.checks import paths
 
 @dataclass(frozen=True)
 class TablesRoot:
-    """`make tables`."""
+    """`make tables` and `make figures`."""
 
     results_dir: str = "results"
 

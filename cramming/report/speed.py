@@ -6,7 +6,7 @@ from typing import Any
 
 from cramming.errors import UserError
 from cramming.files import read_json
-from cramming.report.markup import MISSING, csv_text, markdown_table, number
+from cramming.report.markup import MISSING, csv_text, latex_table, markdown_table, number
 
 SCHEMA_VERSION = 1  # of the files that bench.rows writes
 Row = dict[str, Any]
@@ -102,13 +102,17 @@ def newest(rows: Sequence[Row]) -> list[Row]:
 
 def speed_markdown(rows: Sequence[Row], paper: dict[str, Any]) -> str:
     """The whole Markdown page, from rows in the order of their dates and the paper's `speed` numbers."""
-    shown = [row for row in newest(rows) if row.get("opponent") and row["name"] != row["opponent"] and is_ours(row)]
-    shown.sort(key=order)
-    table = markdown_table(HEADER, map(cells, shown)) if shown else "Nothing was timed yet."
+    table = markdown_table(HEADER, map(cells, shown(rows))) if shown(rows) else "Nothing was timed yet."
     beside = markdown_table(PAPER_HEADER, paper_rows(newest(rows), paper)) if paper else "No published numbers."
     best = ", ".join(f"{name} {value:g}x" for name, value in paper.get("best_against_best", {}).items())
     notes = PAPER_NOTES.format(best=best or MISSING)
     return f"# Speed\n\n## Beside the paper\n\n{beside}\n\n{notes}\n\n## All of ours\n\n{table}\n\n{NOTES}\n"
+
+
+def shown(rows: Sequence[Row]) -> list[Row]:
+    """The rows of trees beside their opponents, the newest of each setting, in the page's order."""
+    ours = [row for row in newest(rows) if row.get("opponent") and row["name"] != row["opponent"] and is_ours(row)]
+    return sorted(ours, key=order)
 
 
 def is_ours(row: Row) -> bool:
@@ -211,7 +215,8 @@ def speed_csv(rows: Sequence[Row]) -> str:
     return csv_text(header, ([row.get(key) for key in header] for row in rows))
 
 
-def speed_tables(folder: Path, paper: dict[str, Any]) -> dict[str, str]:
-    """File name -> content of both tables, of the rows of a folder's files; UserError names a damaged file."""
-    rows = read_speed(folder)
-    return {"speed.md": speed_markdown(rows, paper.get("speed", {})), "speed.csv": speed_csv(rows)}
+def speed_tex(rows: Sequence[Row], paper: dict[str, Any]) -> str:
+    """Both tables of the page as LaTeX, each with a title in a comment."""
+    beside = latex_table(PAPER_HEADER, paper_rows(newest(rows), paper)) if paper else "% No published numbers."
+    ours = latex_table(HEADER, map(cells, shown(rows))) if shown(rows) else "% Nothing was timed yet."
+    return f"% Beside the paper\n{beside}\n\n% All of ours\n{ours}\n"

@@ -6,7 +6,7 @@ from typing import Any
 from cramming.glue.averages import averages
 from cramming.glue.tasks import suite_tasks
 from cramming.report.groups import SuiteGroup, left_out, odd_metrics
-from cramming.report.markup import MISSING, bullets, csv_text, markdown_table, number, spread
+from cramming.report.markup import MISSING, bullets, csv_text, latex_table, markdown_table, number, spread
 
 # The paper's order of columns.
 GLUE_COLUMNS = ("rte", "mrpc", "stsb", "sst2", "mnli", "qnli", "qqp", "avg_no_cola", "cola", "avg", "plain_mean")
@@ -17,7 +17,7 @@ TITLES = {
     "plain_mean": "plain mean",
 }
 CSV_GROUP = ("block", "row", "experiment", "ffn", "group", "scale", "settings", "source", "column")
-CSV_NUMBERS = ("median", "min", "max", "mean", "mean_low", "mean_high", "n", "partial", "status")
+CSV_NUMBERS = ("median", "min", "max", "mean", "mean_low", "mean_high", "n", "partial", "status", "records")
 CSV_HEADER = CSV_GROUP + CSV_NUMBERS
 
 GLUE_NOTES = """Percent on the dev sets. Ours: median (min–max), n = finished finetuning runs; the paper: median of
@@ -39,8 +39,27 @@ guessing: 0)."""
 def glue_markdown(groups: Sequence[SuiteGroup], paper: Mapping[str, Any]) -> str:
     """The whole GLUE page: the paper's rows with ours, then our other models, settings, and what was left out."""
     labels = settings_labels(groups)
-    header = ["model", "source", *column_titles("glue", GLUE_COLUMNS), "status"]
-    lines = []
+    others = [group for group in groups if group.paper_row is None]
+    blocks = [
+        "# GLUE",
+        "## The paper's rows (arXiv 2311.10770, Table 1) and ours",
+        markdown_table(glue_header(), paper_lines(groups, paper)),
+        GLUE_NOTES,
+        "## Our other models",
+        other_table("glue", others, GLUE_COLUMNS, labels),
+        *closing(groups, labels),
+    ]
+    return "\n\n".join(blocks) + "\n"
+
+
+def glue_header() -> list[str]:
+    """The columns of the paper's rows and ours."""
+    return ["model", "source", *column_titles("glue", GLUE_COLUMNS), "status"]
+
+
+def paper_lines(groups: Sequence[SuiteGroup], paper: Mapping[str, Any]) -> list[list[str]]:
+    """The paper's rows, below each what we have of it."""
+    labels, lines = settings_labels(groups), []
     for name, facts in paper["rows"].items():
         values = published(facts["values"], paper["columns"])
         lines.append([name, "paper", *[number(values.get(c), 1) for c in GLUE_COLUMNS], "published"])
@@ -48,17 +67,18 @@ def glue_markdown(groups: Sequence[SuiteGroup], paper: Mapping[str, Any]) -> str
         if not ours:
             lines.append([name, "ours", *[MISSING] * len(GLUE_COLUMNS), "not run"])
         lines.extend([name, "ours", *cells("glue", g, GLUE_COLUMNS), paper_status(g, values, labels)] for g in ours)
-    others = [group for group in groups if group.paper_row is None]
-    blocks = [
-        "# GLUE",
-        "## The paper's rows (arXiv 2311.10770, Table 1) and ours",
-        markdown_table(header, lines),
-        GLUE_NOTES,
-        "## Our other models",
-        other_table("glue", others, GLUE_COLUMNS, labels),
-        *closing(groups, labels),
+    return lines
+
+
+def glue_tex(groups: Sequence[SuiteGroup], paper: Mapping[str, Any]) -> str:
+    """The paper's rows and ours as LaTeX, without the status, then our other models."""
+    titles = column_titles("glue", GLUE_COLUMNS)
+    beside = latex_table(glue_header()[:-1], [line[:-1] for line in paper_lines(groups, paper)])
+    others = [
+        [f"{g.experiment} {g.ffn}", g.scale, *cells("glue", g, GLUE_COLUMNS)] for g in groups if g.paper_row is None
     ]
-    return "\n\n".join(blocks) + "\n"
+    ours = latex_table(["model", "scale", *titles], others) if others else "% None yet."
+    return f"% The paper's rows and ours\n{beside}\n\n% Our other models\n{ours}\n"
 
 
 def mini_markdown(groups: Sequence[SuiteGroup]) -> str:
@@ -160,9 +180,9 @@ def glue_csv(groups: Sequence[SuiteGroup], paper: Mapping[str, Any]) -> str:
     for name, facts in paper["rows"].items():
         values = published(facts["values"], paper["columns"])
         head = ("paper", name, "", "", "", "", "")
-        lines += [(*head, "paper", c, values.get(c), *[None] * 6, "", "published") for c in GLUE_COLUMNS]
+        lines += [(*head, "paper", c, values.get(c), *[None] * 6, "", "published", "") for c in GLUE_COLUMNS]
         if not any(group.paper_row == name for group in groups):
-            lines += [(*head, "ours", c, *[None] * 6, 0, "", "not run") for c in GLUE_COLUMNS]
+            lines += [(*head, "ours", c, *[None] * 6, 0, "", "not run", "") for c in GLUE_COLUMNS]
     lines += group_lines("glue", groups, GLUE_COLUMNS)
     return csv_text(CSV_HEADER, lines)
 
@@ -188,5 +208,6 @@ def group_lines(suite: str, groups: Sequence[SuiteGroup], columns: Sequence[str]
             )
             if column in means:
                 numbers = (means[column], *(None,) * 6)
-            lines.append((*head, column, *numbers, g.partial.get(column, ""), status))
+            names = [r["name"] for r in g.good if column in means or r["task"] == column]
+            lines.append((*head, column, *numbers, g.partial.get(column, ""), status, " ".join(names)))
     return lines

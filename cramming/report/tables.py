@@ -1,5 +1,6 @@
-"""Writing results/tables, curves and figures from results/runs and results/paper.yaml alone. Not a page's content."""
+"""Writing results/tables and figures from records, rows of speed and results/paper.yaml. Not a page's content."""
 
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,17 @@ from cramming.errors import UserError
 from cramming.files import remove_leftovers, write_atomic
 from cramming.record import Record, read_records
 from cramming.report.comparisons import comparisons
-from cramming.report.curves import draw_curves
+from cramming.report.controls import controls_csv, controls_markdown, controls_tex
+from cramming.report.depth import depth_csv, depth_markdown, depth_tex
 from cramming.report.effective import effective_csv, effective_markdown, effective_tex
-from cramming.report.figures import draw_figures
+from cramming.report.figures import build_figures
 from cramming.report.groups import pretrain_groups, suite_groups
 from cramming.report.images import images_csv, images_markdown
 from cramming.report.leaves import leaves_csv, leaves_markdown
 from cramming.report.pretraining import pretraining_csv, pretraining_markdown
-from cramming.report.speed import speed_tables
-from cramming.report.suites import glue_csv, glue_markdown, mini_csv, mini_markdown
+from cramming.report.speed import Row, read_speed, speed_csv, speed_markdown, speed_tex
+from cramming.report.suites import glue_csv, glue_markdown, glue_tex, mini_csv, mini_markdown
+from cramming.report.times import layer_times
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 # What code raises that finds another value than a record has there.
@@ -44,46 +47,66 @@ def paper_file(results_dir: Path) -> Path:
     return CHECKOUT / "results" / "paper.yaml" if elsewhere else own
 
 
-def build_tables(records: list[Record], paper: dict[str, Any]) -> dict[str, str]:
-    """File name -> content of every table; a pure function of its arguments."""
-    pretraining = pretrain_groups(records)
-    widths = comparisons(pretraining)
-    leaf_fff = paper.get("leaf_fff", {})
+def build_tables(records: list[Record], paper: dict[str, Any], rows: Sequence[Row] = ()) -> dict[str, str]:
+    """File name -> content of every table; a pure function of its arguments.
+
+    Args:
+        rows: rows of speed in the order of their dates, see `cramming.report.speed.read_speed`.
+    """
+    pretraining, times = pretrain_groups(records), layer_times(rows)
+    sets = comparisons(pretraining)
+    leaf_fff, speed = paper.get("leaf_fff", {}), paper.get("speed", {})
     glue, mini = suite_groups(records, "glue"), suite_groups(records, "mini")
     return {
         "pretraining.md": pretraining_markdown(pretraining),
         "pretraining.csv": pretraining_csv(pretraining),
-        "effective_width.md": effective_markdown(widths, pretraining),
-        "effective_width.csv": effective_csv(widths),
-        "effective_width.tex": effective_tex(widths),
+        "effective_width.md": effective_markdown(sets, pretraining, times),
+        "effective_width.csv": effective_csv(sets, times),
+        "effective_width.tex": effective_tex(sets, times),
+        "controls.md": controls_markdown(sets),
+        "controls.csv": controls_csv(sets),
+        "controls.tex": controls_tex(sets),
+        "depth.md": depth_markdown(sets),
+        "depth.csv": depth_csv(sets),
+        "depth.tex": depth_tex(sets),
         "leaves.md": leaves_markdown(pretraining),
         "leaves.csv": leaves_csv(pretraining),
         "glue.md": glue_markdown(glue, paper["glue"]),
         "glue.csv": glue_csv(glue, paper["glue"]),
+        "glue.tex": glue_tex(glue, paper["glue"]),
         "mini.md": mini_markdown(mini),
         "mini.csv": mini_csv(mini),
         "images.md": images_markdown(records, leaf_fff),
         "images.csv": images_csv(records, leaf_fff),
+        "speed.md": speed_markdown(rows, speed),
+        "speed.csv": speed_csv(rows),
+        "speed.tex": speed_tex(rows, speed),
     }
 
 
 def write_tables(results_dir: Path) -> list[Path]:
-    """Write every table, picture of curves and figure, and return the paths. UserError names a damaged record."""
+    """Write every table and return the paths. UserError names a damaged record or file of speed."""
+    return write(results_dir, "tables", build_tables)
+
+
+def write_figures(results_dir: Path) -> list[Path]:
+    """Write every figure of which there is something to show and return the paths. UserError as `write_tables`."""
+    return write(results_dir, "figures", build_figures)
+
+
+def write(results_dir: Path, folder: str, build: Callable[..., Mapping[str, str | bytes]]) -> list[Path]:
+    """Write what `build` makes of the results into a folder of theirs: all of it, or nothing where it fails."""
     records, paper = read_records(results_dir), read_paper(paper_file(results_dir))
+    rows = read_speed(results_dir / "bench")
     remove_leftovers(results_dir / "runs")
     try:
-        tables, curves = build_tables(records, paper), draw_curves(records)
-        figures = draw_figures(comparisons(pretrain_groups(records)))
+        files = build(records, paper, rows)
     except MALFORMED:
         name_malformed(records, paper)
         raise
-    tables |= speed_tables(results_dir / "bench", paper)
-    files: dict[str, str | bytes] = {f"tables/{name}": content for name, content in tables.items()}
-    files |= {f"curves/{name}": content for name, content in curves.items()}
-    files |= {f"figures/{name}": content for name, content in figures.items()}
     for name, content in files.items():
-        write_atomic(results_dir / name, content)
-    return [results_dir / name for name in files]
+        write_atomic(results_dir / folder / name, content)
+    return [results_dir / folder / name for name in files]
 
 
 def name_malformed(records: list[Record], paper: dict[str, Any]) -> None:
@@ -91,7 +114,7 @@ def name_malformed(records: list[Record], paper: dict[str, Any]) -> None:
     for record in records:
         try:
             build_tables([record], paper)
-            draw_curves([record, record])
+            build_figures([record, record], paper)
         except MALFORMED as error:
             raise UserError(
                 f"runs/{record['name']}.json: no table can be made of it ({type(error).__name__}: {error}); it was "

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import math
 from pathlib import Path
 
 import pytest
@@ -10,71 +9,14 @@ import pytest
 from cramming.errors import UserError
 from cramming.files import write_json
 from cramming.model.config import FFNConfig
-from cramming.model.resolved import resolved
-from cramming.record import SCHEMA_VERSION
 from cramming.report.comparisons import comparisons
 from cramming.report.effective import effective_csv, effective_markdown, effective_tex
-from cramming.report.figures import draw_figures
+from cramming.report.figures.width import draw_widths
 from cramming.report.groups import pretrain_groups
-from cramming.report.tables import write_tables
+from cramming.report.tables import write_figures, write_tables
+from tests.helpers.priced import SEED_NOISE, WIDTHS, compared, dense, loss_of, record, runs
 
 PAPER = Path(__file__).resolve().parents[3] / "results" / "paper.yaml"
-WIDTHS = (0, 4, 16, 64, 256, 1024)
-SEED_NOISE = (-0.03, 0.0, 0.03)  # [nats] shared by all layers of a seed
-
-
-def loss_of(width: float) -> float:
-    return 6.0 - 0.2 * math.log1p(width)
-
-
-def record(ffn: FFNConfig, seed: int, loss: float, **changes):
-    train = {"budget_tokens": 12_000_000, "lr": 0.003, **changes.pop("train", {})}
-    group = changes.setdefault("group", f"g{ffn.tag}")
-    name = f"micro-{ffn.tag}-s{seed}-{group}"
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "kind": "pretrain",
-        "name": name,
-        "status": "finished",
-        "seed": seed,
-        "experiment": "micro",
-        "ffn": ffn.tag,
-        "data_fingerprint": "abcdef0123",
-        "config": {
-            "model": {"layers": 4, "hidden_size": 128},
-            "train": train,
-            "hardening": changes.pop("hardening", {"form": "hard"}),
-        },
-        "metrics": {"valid_loss": loss},
-        "samples": {},
-        "resolved": {"ffn": resolved(ffn, 4)},
-        **changes,
-    }
-
-
-def layer(width: int | str) -> FFNConfig:
-    if isinstance(width, str):
-        trees, depth = map(int, width.split("x"))
-        return FFNConfig(kind="path", trees=trees, depth=depth)
-    return FFNConfig(kind="dense", width=width) if width else FFNConfig(kind="none")
-
-
-def runs(width: int | str, worth: float | None = None, seeds=(0, 1, 2), **changes):
-    """A group of runs with the loss of `worth` dense neurons; `spread` factors the seeds' own worth apart."""
-    spread = changes.pop("spread", 1.0)
-    value = width if worth is None else worth
-    return [
-        record(layer(width), seed, loss_of(value * spread ** (seed - 1)) + SEED_NOISE[seed % 3], **changes)
-        for seed in seeds
-    ]
-
-
-def dense(widths=WIDTHS, **changes):
-    return [each for width in widths for each in runs(width, **changes)]
-
-
-def compared(records):
-    return comparisons(pretrain_groups(records))
 
 
 def lines(records):
@@ -135,7 +77,7 @@ def test_fewer_than_four_widths_are_no_curve():
     assert found.curve is None
     assert found.missing == ("no curve: 3 of at least 4 widths have enough seeds (0, 4, 16)",)
     assert line_of(records, "1x8")["w_eff"] == ""
-    assert draw_figures([found]) == {}
+    assert draw_widths([found]) == {}
 
 
 @pytest.mark.parametrize(
@@ -236,11 +178,11 @@ def test_records_become_tables_and_a_figure(tmp_path: Path):
     (tmp_path / "paper.yaml").write_text(PAPER.read_text())
     for each in [*dense(), *runs("1x8", 90, spread=1.2), *runs("4x6", 20, spread=1.5)]:
         write_json(tmp_path / "runs" / f"{each['name']}.json", each)
-    written = {path.relative_to(tmp_path).as_posix() for path in write_tables(tmp_path)}
+    written = {path.relative_to(tmp_path).as_posix() for path in (*write_tables(tmp_path), *write_figures(tmp_path))}
     figures = {"figures/effective_width.png", "figures/effective_width.svg"}
     assert figures | {f"tables/effective_width.{form}" for form in ("md", "csv", "tex")} <= written
     before = {name: (tmp_path / name).read_bytes() for name in figures}
-    write_tables(tmp_path)
+    write_figures(tmp_path)
     assert before == {name: (tmp_path / name).read_bytes() for name in figures}
     svg = before["figures/effective_width.svg"].decode()
     assert all(text in svg for text in (">none<", ">1,024<", ">1x8<", ">4x6<", "range of 3 seeds"))

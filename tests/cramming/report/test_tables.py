@@ -15,10 +15,11 @@ from cramming.files import write_json
 from cramming.glue.averages import averages
 from cramming.glue.config import GlueConfig
 from cramming.model.config import FFNConfig, ModelConfig
-from cramming.report.curves import comparable, draw_curves, label_of
+from cramming.report.figures.curves import comparable, draw_curves
 from cramming.report.groups import PAPER_EXPERIMENTS, suite_groups
+from cramming.report.labels import label_of
 from cramming.report.stats import finite, summarise
-from cramming.report.tables import build_tables, read_paper, write_tables
+from cramming.report.tables import build_tables, read_paper, write_figures, write_tables
 from cramming.train.config import TrainConfig
 from cramming.train.root import PretrainRoot
 
@@ -301,7 +302,7 @@ def test_curves_show_comparable_runs_together():
     records = [hardened_record(seed, form, 9.0) for form in ("hard", "entropy") for seed in (0, 1)]
     other = hardened_record(0, "anneal", 9.0) | {"data_fingerprint": "other"}
     pages = comparable([*records, other])
-    assert pages == {"quickstart-4000000-tokens-abcdef.png": records}
+    assert pages == {"curves-quickstart-4000000-tokens-abcdef": records}
     assert len({label_of(record) for record in records}) == 2
 
 
@@ -328,13 +329,18 @@ def test_same_records_give_equal_bytes_whatever_their_order(tmp_path, paper):
     (tmp_path / "paper.yaml").write_bytes(PAPER.read_bytes())
     for record in records:
         write_json(tmp_path / "runs" / f"{record['name']}.json", {"schema_version": 1, **record})
-    paths = write_tables(tmp_path)
+    paths = [*write_tables(tmp_path), *write_figures(tmp_path)]
     first = {path.name: path.read_bytes() for path in paths}
     names = ("pretraining", "leaves", "glue", "mini", "images", "speed")
     pages = {f"{name}.{end}" for name in names for end in ("md", "csv")}
-    pages |= {f"effective_width.{end}" for end in ("md", "csv", "tex")}
-    assert set(first) == pages | {"quickstart-4000000-tokens-abcdef.png"}
-    assert {path.name: path.read_bytes() for path in write_tables(tmp_path)} == first
+    pages |= {f"{name}.{end}" for name in ("effective_width", "controls", "depth") for end in ("md", "csv", "tex")}
+    pages |= {"glue.tex", "speed.tex"}
+    figures = {
+        f"{name}.{end}" for name in ("glue", "curves-quickstart-4000000-tokens-abcdef") for end in ("png", "svg")
+    }
+    assert set(first) == pages | figures
+    again = [*write_tables(tmp_path), *write_figures(tmp_path)]
+    assert {path.name: path.read_bytes() for path in again} == first
 
 
 def test_results_elsewhere_stand_beside_the_published_numbers_of_the_checkout(tmp_path):
@@ -444,8 +450,9 @@ def test_a_malformed_record_is_named_and_nothing_written(tmp_path, changes, mess
     bad = {"suite": "glue"} | good[2] | changes
     for name, record in (("a", good[0]), ("b", good[1]), ("quickstart-1x7-s2-hard", bad)):
         write_json(tmp_path / "results" / "runs" / f"{name}.json", {"schema_version": 1, **record})
+    write = write_figures if "curve" in changes else write_tables
     with pytest.raises(UserError, match=f"quickstart-1x7-s2-hard.*{message}"):
-        write_tables(tmp_path / "results")
+        write(tmp_path / "results")
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == [
         "a.json",
         "b.json",
@@ -461,7 +468,7 @@ def test_an_experiment_in_a_record_leads_nowhere_else(tmp_path):
         record = hardened_record(seed, "hard", 3.0) | {"experiment": "../../../x", "schema_version": 1}
         write_json(tmp_path / "results" / "runs" / f"{record['name']}.json", record)
     with pytest.raises(UserError, match=r"x-4000000-tokens-abcdef' cannot name files"):
-        write_tables(tmp_path / "results")
+        write_figures(tmp_path / "results")
     assert not [path for path in tmp_path.rglob("*") if path.suffix in (".md", ".png")]
 
 

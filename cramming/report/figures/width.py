@@ -1,0 +1,71 @@
+"""The figure of effective widths. Not the measure (cramming.report.width)."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from cramming.report.comparisons import Comparison, Row
+from cramming.report.figures.style import DENSE, errors, mark, panels, saved
+
+
+def draw_widths(sets: Sequence[Comparison]) -> dict[str, bytes]:
+    """A panel per set: the dense curve with its range over seeds, and each row where the curve has its loss."""
+    priced = [found for found in sets if found.curve and any(row.worth for row in found.rows)]
+    if not priced:
+        return {}
+    with panels(1, len(priced), width=7.5, height=5.0) as (figure, axes):
+        for axis, found in zip(axes.flat, priced, strict=True):
+            panel(axis, found)
+        return saved(figure, "effective_width")
+
+
+def panel(axis: Any, found: Comparison) -> None:
+    """One set of rows with its curve."""
+    assert found.curve is not None
+    widths, losses = found.curve.widths, np.array(found.curve.losses)
+    axis.fill_between(widths, losses.min(0), losses.max(0), color=DENSE, alpha=0.15, linewidth=0)
+    label = f"dense, mean and range of {len(found.curve.seeds)} seeds"
+    axis.plot(widths, found.curve.pooled, color=DENSE, linewidth=1.2, label=label)
+    axis.plot(widths, found.curve.means, color=DENSE, linestyle="", marker=".")
+    priced = [row for row in found.rows if row.worth]
+    for place, row in enumerate(priced):
+        point(axis, row, widths, mark(place))
+    axis.plot([], [], linestyle="", marker="|", color="grey", markersize=9, label="neurons used")
+    axis.set_xscale("function", functions=(np.log1p, np.expm1))
+    used = [row.neurons_used for row in priced]
+    axis.set_xlim(widths[0], max(widths[-1], *used) * 1.35)
+    axis.set_xticks(widths, ["none" if width == 0 else f"{width:,}" for width in widths])
+    axis.minorticks_off()
+    axis.set(xlabel="width of a dense layer [neurons]", ylabel="validation loss [nats]")
+    axis.set_title(found.title)
+    axis.legend(ncols=1 if len(priced) < 8 else 2)
+
+
+def point(axis: Any, row: Row, widths: Sequence[int], look: dict[str, Any]) -> None:
+    """A row at its effective width with the interval, and joined to it, a tick at its neurons used.
+
+    Beyond the curve it stands hollow at the curve's end.
+    """
+    assert row.worth is not None
+    loss = float(np.mean([row.losses[seed] for seed in row.worth.seeds]))
+    at, low, high = (
+        float(np.clip(row.worth.value if each is None else each, widths[0], widths[-1]))
+        for each in (row.worth.value, row.worth.low, row.worth.high)
+    )
+    inside, colour = math.isfinite(row.worth.value), look["color"]
+    axis.plot([row.neurons_used, at], [loss, loss], color=colour, linewidth=0.8, linestyle=":")
+    axis.plot([row.neurons_used], [loss], color=colour, marker="|", markersize=9)
+    axis.errorbar(
+        [at],
+        [loss],
+        xerr=errors(at, low, high),
+        **look,
+        markersize=6,
+        markerfacecolor=colour if inside else "white",
+        capsize=3,
+        linestyle="",
+        label=row.brief if inside else f"{row.brief} (beyond the curve)",
+        zorder=3,
+    )
