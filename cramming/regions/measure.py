@@ -92,6 +92,11 @@ def measure(checkpoint: Path, text_file: Path, tokens: int) -> Regions:
             f"{pretrained.folder} has no FFF layers (ffn.kind is {kind!r}), so it has no regions; give a checkpoint "
             "pretrained with ffn=path, e.g. `make pretrain DEPTH=7`."
         )
+    if any(layer.reads_tokens for layer in layers.values()):
+        raise UserError(
+            f"{pretrained.folder}: its paths follow from the tokens' ids (ffn={model.config.ffn['kind']}), so each "
+            "token has one region wherever it stands; give a checkpoint of another kind of layer."
+        )
     per_token = sum(layer.groups * leaf_type(depth_for(layer.units)).itemsize for layer in layers.values())
     probe = tokenise(text_file, text, whole, tokenizer, max(1, min(tokens, PAGE_BYTES // per_token)))
     measured = run_over(model, layers, probe.ids, pretrained.max_length)

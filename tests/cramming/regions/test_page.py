@@ -241,6 +241,8 @@ def test_a_bad_checkpoint_is_named(folder: Path, tmp_path: Path) -> None:
         measure(tmp_path / "begun", text, 100)
     with pytest.raises(UserError, match=r"dense has no FFF layers \(ffn.kind is 'dense'\).*DEPTH=7"):
         measure(save_model(tmp_path / "dense", kind="dense", width=64, activation="gelu"), text, 100)
+    with pytest.raises(UserError, match=r"its paths follow from the tokens' ids \(ffn=fixed\)"):
+        measure(save_model(tmp_path / "fixed", kind="fixed", trees=1, depth=2, path="token"), text, 100)
     (tmp_path / "signs.txt").write_text("七人の侍")
     with pytest.raises(UserError, match="knows nothing of this text"):
         measure(folder / "model", tmp_path / "signs.txt", 100)
