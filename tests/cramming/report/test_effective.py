@@ -196,6 +196,18 @@ def test_a_record_of_another_schema_is_refused_by_name(tmp_path: Path):
         write_tables(tmp_path)
 
 
+def test_a_half_written_record_is_refused_by_name_and_leftovers_are_none(tmp_path: Path):
+    (tmp_path / "paper.yaml").write_text(PAPER.read_text())
+    for each in runs("1x8", 90):
+        write_json(tmp_path / "runs" / f"{each['name']}.json", each)
+    whole = tmp_path / "runs" / "micro-1x8-s1-g1x8.json"
+    (tmp_path / "runs" / ".micro-1x8-s7-g1x8.json.part").write_text("{")  # beside, as a killed run leaves it
+    assert len(write_tables(tmp_path)) > 0
+    whole.write_text(whole.read_text()[:-20])
+    with pytest.raises(UserError, match=r"micro-1x8-s1-g1x8\.json"):
+        write_tables(tmp_path)
+
+
 def test_the_committed_records_say_what_they_lack():
     page = (PAPER.parent / "tables/effective_width.md").read_text()
     block = page[page.index("## cpu_wiki, 4 layers x 256, 7,500,000 tokens") :].split("\n## ")[0]
