@@ -8,6 +8,7 @@ from cramming.data.shards import MANIFEST, find_prepared
 from cramming.errors import Diverged, UserError
 from cramming.files import read_json, sha256, write_json
 from cramming.record import Record, read_record, recognised, record_file
+from cramming.train.oracle import oracle_metric
 from cramming.train.root import PretrainRoot
 
 # Sources on this machine: what they hold now is known without a download.
@@ -39,6 +40,11 @@ def ended_already(root: PretrainRoot, prepared: Path | None) -> bool:
         print(f"written    {kept}, which was missing, from {path}")
     refuse_diverged(root, record)
     print(f"{root.run_name} is {record['status']} already: {root.run_folder}")
+    if lacking := [name for name in map(oracle_metric, root.train.oracle) if name not in record["metrics"]]:
+        print(
+            f"its record lacks {', '.join(lacking)}, which a run takes at its end (train.oracle); to have it trained "
+            f"again with them, move {root.run_folder} away"
+        )
     return True
 
 

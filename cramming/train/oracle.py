@@ -19,10 +19,15 @@ def check_oracle(root: PretrainRoot, layer: nn.Module | None) -> None:
             raise UserError(f"{found} ffn={root.ffn.tag} has {layer.neurons} neurons; name from 1 to as many.")
 
 
+def oracle_metric(neurons: int) -> str:
+    """Name of the loss in a record's metrics, "oracle_9" for 9 neurons of each token."""
+    return f"oracle_{neurons}"
+
+
 def oracle_losses(parts: Parts, validation: Validation) -> dict[str, float]:
-    """A record's metrics "oracle_<neurons>": validation loss (nats) of the plain model; every process takes part."""
+    """A record's metrics (`oracle_metric`): validation loss (nats) of the plain model; every process takes part."""
     found = {}
     for neurons in parts.config.oracle:
         with parts.world.autocast(), oracle(parts.model, neurons):
-            found[f"oracle_{neurons}"] = validation.run(parts.model, parts.world)["loss"]
+            found[oracle_metric(neurons)] = validation.run(parts.model, parts.world)["loss"]
     return found

@@ -156,14 +156,15 @@ class FixedPath(Routed):
 
     @torch.no_grad()
     def route(self, x: Tensor, tokens: Tensor | None = None) -> Route:
-        """The leaf of each token in each tree, and the path to it; a hash has no margin: its scores are 1."""
+        """The leaf of each token in each tree, and the path to it; of a hash, which decides nothing, the leaf alone."""
         flat = x.to(computing_dtype(x, self.w_in, self.d_in)).reshape(-1, self.d_in)
         nodes, scores = self._paths(flat, tokens)
         shape = *x.shape[:-1], self.trees
-        return Route.of_path(nodes.view(*shape, path_length(self.depth)), scores.view(*shape, self.depth))
+        route = Route.of_path(nodes.view(*shape, nodes.shape[-1]), scores.view(*shape, scores.shape[-1]))
+        return route._replace(nodes=None) if self.reads_tokens else route
 
     def _paths(self, x: Tensor, tokens: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Nodes (N, trees, depth + 1) and the scores of the decisions on them (N, trees, depth)."""
+        """Nodes (N, trees, depth + 1) and the scores of the decisions on them (N, trees, depth), none of a hash."""
         if not self.reads_tokens:
             decided = functional.linear(x, self.w_decide.flatten(0, 1).to(x.dtype)).detach()
             decided = decided.view(-1, self.trees, first_node(self.depth))
@@ -174,7 +175,7 @@ class FixedPath(Routed):
             raise ValueError(f"the path follows from the tokens' ids: {len(x)} are needed, and {found} were given")
         leaves = hashed(tokens.reshape(-1, 1), self.salt, self.depth)
         nodes = ancestors(leaves + first_node(self.depth), self.depth)
-        return nodes, torch.ones_like(nodes[..., :-1], dtype=torch.float32)
+        return nodes, x.new_empty(*nodes.shape[:-1], 0)
 
     def extra_repr(self) -> str:
         """Sizes and choices, for print."""

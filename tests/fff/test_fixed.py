@@ -11,7 +11,7 @@ from cramming.model import CrammedForMaskedLM
 from fff.activations import activation_named
 from fff.feedforward import settings_from
 from fff.rivals.fixed import FixedPath, hashed
-from fff.topology import ancestors, level_of, parent
+from fff.topology import ancestors, first_node, level_of, parent
 from fff.usage import measure
 from tests.helpers.model import config
 
@@ -25,6 +25,12 @@ def a_layer(path: str, dtype: torch.dtype = torch.float64, **keys) -> FixedPath:
     layer = settings.build(7, 9, dtype=dtype)
     assert isinstance(layer, FixedPath)
     return layer
+
+
+def nodes_of(layer: FixedPath, x: Tensor, *given: Tensor) -> Tensor:
+    """The paths (..., trees, depth + 1) of the route, or to its leaves where none was decided."""
+    route = layer.route(x, *given)
+    return ancestors(route.units[..., 0] + first_node(3), 3) if route.nodes is None else route.nodes
 
 
 def definition(layer: FixedPath, x: Tensor, nodes: Tensor) -> Tensor:
@@ -48,12 +54,11 @@ def test_outputs_and_all_gradients_are_those_along_the_path(
 ) -> None:
     layer, x = a_layer(path, dtype, bias=bias), torch.randn(shape, dtype=torch.float64).to(dtype).requires_grad_()
     given = (torch.randint(100, shape[:-1]),) if path == "token" else ()
-    route = layer.route(x, *given)
-    assert route.nodes is not None
-    assert route.nodes.shape == (*shape[:-1], 2, 4)
+    nodes = nodes_of(layer, x, *given)
+    assert nodes.shape == (*shape[:-1], 2, 4)
     trained = [p for p in layer.parameters() if p.requires_grad]
     grad = torch.randn(*shape[:-1], 9, dtype=torch.float64).to(dtype)
-    ours, theirs = layer(x, *given), definition(layer, x, route.nodes)
+    ours, theirs = layer(x, *given), definition(layer, x, nodes)
     found = [ours, *torch.autograd.grad(ours, [x, *trained], grad)]
     wanted = [theirs, *torch.autograd.grad(theirs, [x, *trained], grad)]
     for a, b in zip(found, wanted, strict=True):
@@ -97,7 +102,17 @@ def test_the_leaf_is_the_documented_hash_of_the_id() -> None:
     counts = torch.bincount(leaves[:, 0], minlength=8)
     assert 90 < counts.min() <= counts.max() < 160  # 125 each, give or take three deviations
     assert not torch.equal(leaves[:, 0], leaves[:, 1])
-    assert measure(layer.route(x, ids).flat(), 1.0).leaves.shape == (1000, 2)
+
+
+def test_a_hash_has_leaves_and_no_decisions() -> None:
+    layer, x, ids = a_layer("token"), torch.randn(4, 250, 7, dtype=torch.float64), torch.arange(1000).view(4, 250)
+    route = layer.route(x, ids)
+    assert (route.nodes, route.size) == (None, 8)
+    usage = measure(route)
+    assert usage.leaves.shape == (1000, 2)
+    assert usage.depth == usage.decided.numel() == usage.decision_entropy.numel() == 0
+    assert usage.entropy.min() > 2.9
+    assert measure(a_layer("random").route(x)).depth == 3
 
 
 def test_ancestors_are_the_parents_upwards() -> None:

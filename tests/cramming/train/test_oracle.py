@@ -12,6 +12,7 @@ from cramming.errors import UserError
 from cramming.model.config import FFNConfig
 from cramming.train.pretrain import pretrain
 from fff.layers.dense import DenseFF, oracle
+from tests.helpers.repeated import stopped_and_continued
 from tests.helpers.tiny import tiny_root
 
 
@@ -52,6 +53,30 @@ def test_the_record_has_the_losses_and_nothing_else_changes(tmp_path: Path) -> N
     assert asked["metrics"].keys() - plain["metrics"].keys() == {"oracle_1", "oracle_24"}
     assert asked["metrics"]["oracle_24"] == asked["metrics"]["valid_loss"] == plain["metrics"]["valid_loss"]
     assert asked["metrics"]["oracle_1"] != asked["metrics"]["valid_loss"]
+
+
+def test_a_run_that_was_stopped_has_the_same_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    roots = [
+        replace(tiny_root(tmp_path / name, oracle=[1, 5]), ffn=FFNConfig(kind="dense", width=24))
+        for name in ("whole", "stopped")
+    ]
+    pretrain(roots[0])
+    stopped_and_continued(roots[1], monkeypatch)
+    whole, stopped = (json.loads((root.run_folder / "record.json").read_text())["metrics"] for root in roots)
+    assert [stopped[name] for name in ("oracle_1", "oracle_5")] == [whole[name] for name in ("oracle_1", "oracle_5")]
+
+
+def test_losses_that_a_finished_run_lacks_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ffn = FFNConfig(kind="dense", width=24)
+    root = replace(tiny_root(tmp_path, budget_steps=4, validations=1, checkpoints=1, oracle=[2]), ffn=ffn)
+    pretrain(root)
+    capsys.readouterr()
+    pretrain(root)
+    assert "oracle" not in capsys.readouterr().out
+    pretrain(replace(root, train=replace(root.train, oracle=[2, 3, 7])))
+    said = capsys.readouterr().out
+    assert "lacks oracle_3, oracle_7" in said
+    assert f"move {root.run_folder} away" in said
 
 
 @pytest.mark.parametrize(
