@@ -13,7 +13,7 @@ FLOORS = {
     "fff": (
         ("fff.activations", "fff.decay", "fff.topology", "fff.unsaved"),
         ("fff.decisions", "fff.reference"),
-        ("fff.losses",),
+        ("fff.int8", "fff.losses"),
         ("fff.kernels",),
         ("fff.balance", "fff.layers.base", "fff.layers.operands"),
         ("fff.layers", "fff.rivals"),

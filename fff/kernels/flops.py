@@ -39,6 +39,13 @@ def register_flops(*operators: Any) -> None:
     let_count()
 
 
+def register_int8_flops(*operators: Any) -> None:
+    """Count PathFFF's operators on int8 rows: (x, w_in, scale_in, b_in, w_out, ..)."""
+    for operator in operators:
+        _formulas[operator] = lambda x, w_in, _, b_in, w_out, *__, **___: _path_forward(x, w_in, b_in, w_out)
+    let_count()
+
+
 def register_leaf_flops(*operators: Any) -> None:
     """Count LeafFFF's operators: (x, w_node, b_node, w_in, b_in, w_out, b_out, activation)."""
     for operator in operators:

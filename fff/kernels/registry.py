@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fff.kernels import gather, leaves
 from fff.kernels.cpu import operators as cpu
+from fff.kernels.int8 import int8_definition, int8_masked
 from fff.kernels.masked import masked
 from fff.kernels.operands import PathOperands
 from fff.kernels.triton import operators as triton
@@ -118,5 +119,17 @@ LEAF = Operation(
         ),
     ),
 )  # fmt: skip
+# Its masked form turns all weights into floats in each call: the C++ pays at every depth.
+INT8 = Operation(
+    "QuantisedPath",
+    _by_name(
+        Provider("reference", "conditional", int8_definition),
+        Provider("masked", "masked", int8_masked),
+        Provider(
+            "cpu", "conditional", cpu.int8, cpu.available, cpu.int8_output, rank=1,
+            devices=("cpu", "meta"), dtypes=cpu.DTYPES, pays_from_other=0.0,
+        ),
+    ),
+)  # fmt: skip
 PROVIDERS = PATH.providers
-OPERATIONS = {operation.layer: operation for operation in (PATH, LEAF)}
+OPERATIONS = {operation.layer: operation for operation in (PATH, LEAF, INT8)}

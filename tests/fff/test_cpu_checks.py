@@ -31,6 +31,23 @@ def leaf_operands() -> dict[str, Tensor]:
     return {name: torch.randn(size) for name, size in sizes.items()}
 
 
+def int8_operands() -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    rows = {"w_in": H, "w_out": K}
+    made = {name: torch.randint(-127, 128, (T, NODES, width), dtype=torch.int8) for name, width in rows.items()}
+    of_nodes = {name: torch.rand(T, NODES) for name in ("scale_in", "b_in", "scale_out")}
+    names = ("w_in", "scale_in", "b_in", "w_out", "scale_out")
+    return {"x": torch.randn(N, H), **{name: (made | of_nodes)[name] for name in names}}
+
+
+def int8_infer(activation: int = 0, **given: Tensor) -> Tensor:
+    return torch.ops.fff.cpu_int8_infer.default(*given.values(), activation)
+
+
+def int8_forward(activation: int = 0, **given: Tensor) -> list:
+    return list(torch.ops.fff.cpu_int8_forward.default(*given.values(), activation))
+
+
 def infer(activation: int = 0, **given: Tensor) -> Tensor:
     return torch.ops.fff.cpu_infer.default(*given.values(), activation)
 
@@ -154,6 +171,30 @@ OF_FORWARD = [
 ]
 
 
+# Of OF_ALL, all but the weights' types.
+OF_INT8 = [case for case in OF_ALL if case[2] != "w_in is Half, but x is Float"] + [
+    ("x", lambda t: t.half(), "x is Half; provider 'cpu' takes float32 and bfloat16"),
+    ("x", lambda t: t.char(), "x is Char; provider 'cpu' takes"),
+    ("w_in", lambda t: t.float(), "w_in is Float, but must be Char"),
+    ("w_in", lambda t: t.byte(), "w_in is Byte, but must be Char"),
+    ("w_out", lambda t: t.float(), "w_out is Float, but must be Char"),
+    ("w_out", emptied, "w_out is .*storage was resized to 0 bytes"),
+    ("b_in", lambda t: t[:, 1:], r"b_in must be \(trees, nodes\) = \[2, 15\], got \[2, 14\]"),
+    ("b_in", lambda t: t.char(), "b_in is Char, but must be Float"),
+    *[
+        (name, change, f"{name} {message}")
+        for name in ("scale_in", "scale_out")
+        for change, message in (
+            (lambda t: t[:1], r"must be \(trees, nodes\) = \[2, 15\], got \[1, 15\]"),
+            (lambda t: t.flatten(), r"must be .*got \[30\]"),
+            (lambda t: t[..., None], r"must be .*got \[2, 15, 1\]"),
+            (lambda t: t.bfloat16(), "is BFloat16, but must be Float"),
+            (emptied, "is .*storage was resized to 0 bytes"),
+        )
+    ],
+]
+
+
 def forward_operands() -> dict[str, Tensor]:
     return {**path_operands(), "flips": torch.rand(N, T, D) < 0.3, "temperature": torch.tensor(0.5)}
 
@@ -162,6 +203,8 @@ CALLS: dict[str, tuple] = {
     "infer": (infer, path_operands, [*OF_ALL, *OF_PATHS, *OF_BIAS]),
     "leaf_infer": (leaf_infer, leaf_operands, [*OF_ALL, *OF_LEAVES]),
     "forward": (forward, forward_operands, [*OF_ALL, *OF_PATHS, *OF_BIAS, *OF_TEMPERATURE, *OF_FORWARD]),
+    "int8_infer": (int8_infer, int8_operands, [*OF_INT8, *OF_PATHS]),
+    "int8_forward": (int8_forward, int8_operands, [*OF_INT8, *OF_PATHS, OF_FORWARD[0]]),
     "backward": (backward, kept, [*OF_ALL, *OF_PATHS, *OF_TEMPERATURE, *OF_BACKWARD]),
 }
 REFUSED = [
@@ -216,6 +259,14 @@ def test_no_tokens_and_any_strides_are_taken(name: str) -> None:
         assert all(not t.any() for t in empty)
     else:
         assert (empty[0] if isinstance(empty, list) else empty).shape == (0, K)
+
+
+def test_rows_too_wide_for_exact_sums_are_refused() -> None:
+    given = int8_operands()
+    given |= {"x": torch.zeros(1, 2**17 + 1), "w_in": torch.zeros(T, NODES, 2**17 + 1, dtype=torch.int8)}
+    for call in (int8_infer, int8_forward):
+        with pytest.raises(ValueError, match="the layer has d_in=131073; int8 dots are exact up to 131072"):
+            call(**given)
 
 
 ASSIGN = """

@@ -15,7 +15,8 @@ from torch import Tensor
 from fff.activations import ACTIVATIONS
 from fff.kernels.autograd import differentiable, gradients_wanted, register_backward
 from fff.kernels.cpu.build import BuildError, load
-from fff.kernels.flops import register_flops, register_leaf_flops
+from fff.kernels.flops import register_flops, register_int8_flops, register_leaf_flops
+from fff.kernels.int8 import Int8Operands, int8_masked
 from fff.kernels.leaves import LeafOperands, all_leaves, own_leaf, own_walk
 from fff.kernels.masked import masked
 from fff.kernels.operands import PathGradients, PathOperands, path_to
@@ -110,16 +111,38 @@ def leaf_walk(operands: LeafOperands) -> tuple[Tensor, Tensor]:
     return torch.cat((nodes, child(nodes[..., -1:], scores[..., -1:])), -1), scores
 
 
+@differentiable(lambda operands: int8_masked(operands).y)
+def int8_output(operands: Int8Operands) -> Tensor:
+    """y (N, K) alone; otherwise as `int8`."""
+    *tensors, activation = operands
+    return torch.ops.fff.cpu_int8_infer.default(*tensors, ACTIVATION_IDS[activation])
+
+
+@differentiable(int8_masked)
+def int8(operands: Int8Operands) -> PathResult:
+    """Int8 trees by path nodes only, with the definition's decisions and scores to the last bit; without gradients.
+
+    Raises:
+        ValueError: tensors of another dtype, device or size than they must have.
+    """
+    *tensors, activation = operands
+    y, leaf, scores = torch.ops.fff.cpu_int8_forward.default(*tensors, ACTIVATION_IDS[activation])
+    return PathResult(y, path_to(leaf, scores.shape[-1]), scores)
+
+
 def _register() -> None:
     """What torch.compile, torch.export, autograd and counters of operations must know of the operators."""
     ops = torch.ops.fff
     torch.library.register_fake("fff::cpu_infer", _infer_shapes)
     torch.library.register_fake("fff::cpu_leaf_infer", _leaf_infer_shapes)
     torch.library.register_fake("fff::cpu_forward", _forward_shapes)
+    torch.library.register_fake("fff::cpu_int8_infer", _int8_infer_shapes)
+    torch.library.register_fake("fff::cpu_int8_forward", _int8_forward_shapes)
     torch.library.register_fake("fff::cpu_backward", lambda *given: PathGradients(*given).empty())
     register_backward("fff::cpu_forward", ops.cpu_backward.default)
     register_flops(ops.cpu_infer, ops.cpu_forward, ops.cpu_backward)
     register_leaf_flops(ops.cpu_leaf_infer)
+    register_int8_flops(ops.cpu_int8_infer, ops.cpu_int8_forward)
 
 
 def _infer_shapes(x: Tensor, w_in: Tensor, b_in: Tensor | None, w_out: Tensor, activation: int) -> Tensor:
@@ -136,3 +159,12 @@ def _forward_shapes(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
     leaf = x.new_empty(tokens, trees, dtype=torch.int32)
     scores = x.new_empty(tokens, trees, length, dtype=torch.float32)
     return x.new_empty(tokens, operands.w_out.shape[-1]), leaf, scores
+
+
+def _int8_infer_shapes(x: Tensor, w_in: Tensor, scale_in, b_in, w_out: Tensor, scale_out, activation: int) -> Tensor:
+    return x.new_empty(*x.shape[:-1], w_out.shape[-1])
+
+
+def _int8_forward_shapes(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
+    x, w_in, _, b_in, w_out, _, activation = given
+    return _forward_shapes(x, w_in, b_in, w_out, activation)

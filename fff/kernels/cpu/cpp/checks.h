@@ -15,6 +15,7 @@ using at::Tensor;
 using std::optional;
 
 constexpr int64_t kDeepest = 29;  // heap numbers of nodes are int32
+constexpr int64_t kWidest = 1 << 17;  // products of two bytes whose sum is an int32
 
 inline Activation activation_of(int64_t number) {
   constexpr auto last = static_cast<int64_t>(Activation::identity);
@@ -53,13 +54,14 @@ inline void check_weight(const Tensor& w, const char* name, const Tensor& x) {
   check_tensor(w, name, x.scalar_type(), "x is");
 }
 
-// PathFFF's input and weights fit together; returns the depth.
-inline int64_t check_path(const Tensor& x, const Tensor& w_in, const optional<Tensor>& b_in, const Tensor& w_out) {
+// Trees and their input fit together; returns the depth. check_rows(weight, name): its type.
+template <class F>
+int64_t check_trees(const Tensor& x, const Tensor& w_in, const Tensor& w_out, const F& check_rows) {
   TORCH_CHECK_VALUE(w_in.dim() == 3 && w_in.size(0) > 0 && w_in.size(2) > 0,
                     "w_in must be (trees, nodes, d_in), none of them 0, got ", w_in.sizes());
   check_input(x, w_in.size(2));
-  check_weight(w_in, "w_in", x);
-  check_weight(w_out, "w_out", x);
+  check_rows(w_in, "w_in");
+  check_rows(w_out, "w_out");
   const int64_t trees = w_in.size(0), nodes = w_in.size(1);
   int64_t depth = 0;
   while (depth < kDeepest && (int64_t{2} << depth) - 1 < nodes) ++depth;
@@ -67,10 +69,38 @@ inline int64_t check_path(const Tensor& x, const Tensor& w_in, const optional<Te
                     " nodes; a complete tree has 2 ** (depth + 1) - 1, and a depth of at most ", kDeepest);
   TORCH_CHECK_VALUE(w_out.dim() == 3 && w_out.size(0) == trees && w_out.size(1) == nodes && w_out.size(2) > 0,
                     "w_out must be (trees, nodes, d_out) = [", trees, ", ", nodes, ", 1 or more], got ", w_out.sizes());
+  return depth;
+}
+
+inline void check_of_nodes(const Tensor& t, const char* name, const Tensor& w_in) {
+  check_sizes(t, name, {w_in.size(0), w_in.size(1)}, "(trees, nodes)");
+}
+
+// PathFFF's input and weights fit together; returns the depth.
+inline int64_t check_path(const Tensor& x, const Tensor& w_in, const optional<Tensor>& b_in, const Tensor& w_out) {
+  const int64_t depth =
+      check_trees(x, w_in, w_out, [&](const Tensor& w, const char* name) { check_weight(w, name, x); });
   if (b_in) {
     check_weight(*b_in, "b_in", x);
-    check_sizes(*b_in, "b_in", {trees, nodes}, "(trees, nodes)");
+    check_of_nodes(*b_in, "b_in", w_in);
   }
+  return depth;
+}
+
+// The same of rows of eight-bit integers with float32 scales and biases.
+inline int64_t check_bytes(const Tensor& x, const Tensor& w_in, const Tensor& scale_in, const optional<Tensor>& b_in,
+                           const Tensor& w_out, const Tensor& scale_out) {
+  const int64_t depth =
+      check_trees(x, w_in, w_out, [](const Tensor& w, const char* name) { check_tensor(w, name, at::kChar); });
+  TORCH_CHECK_VALUE(w_in.size(2) <= kWidest, "the layer has d_in=", w_in.size(2), "; int8 dots are exact up to ",
+                    kWidest);
+  const auto check_numbers = [&](const Tensor& t, const char* name) {
+    check_tensor(t, name, at::kFloat);
+    check_of_nodes(t, name, w_in);
+  };
+  check_numbers(scale_in, "scale_in");
+  check_numbers(scale_out, "scale_out");
+  if (b_in) check_numbers(*b_in, "b_in");
   return depth;
 }
 

@@ -8,11 +8,11 @@ namespace fff {
 
 constexpr size_t kStreamBytes = 16 << 20;
 
-// The layer's weights and sizes; shapes as in fff/topology.py.
-template <class E>
+// The layer's weights and sizes; shapes as in fff/topology.py. Rows of E, biases of B.
+template <class E, class B = E>
 struct Layer {
   const E* w_in;   // (T, M, H)
-  const E* b_in;   // (T, M) or null
+  const B* b_in;   // (T, M) or null
   const E* w_out;  // (T, M, K)
   int64_t trees, depth, width, out_width;
   Activation activation;
@@ -30,6 +30,9 @@ struct Space {
   std::vector<const void*> rows;
   std::vector<int32_t> leaves;
   std::vector<int64_t> counts;
+  std::vector<int8_t> bytes;    // of int8.h: tokens quantised,
+  std::vector<float> scales;    // their scales,
+  std::vector<uint32_t> added;  // and what their dots have too much
 
   Sorted sorted(int64_t tree, int64_t tokens) { return {order.data() + tree * tokens, leaf.data() + tree * tokens}; }
   void reserve(int64_t trees, int64_t tokens) { at_least(order, trees * tokens), at_least(leaf, trees * tokens); }
@@ -39,12 +42,12 @@ inline int64_t padded(int64_t width) { return (width + kStep - 1) / kStep * kSte
 
 // to (tokens, out_width) = sum over trees and path nodes of coefficient * the node's row; w (T, M, row_width),
 // coefficients (tokens, stride). Needs the sorted tokens of all trees in `space`.
-template <class E>
-void sum_paths(const Layer<E>& layer, const E* w, int64_t row_width, const float* coefficients, int64_t tokens, E* to,
+template <class E, class B, class O>
+void sum_paths(const Layer<E, B>& layer, const E* w, int64_t row_width, const float* coefficients, int64_t tokens, O* to,
                Space& space) {
   const int64_t length = layer.length(), depth = layer.depth, nodes = layer.nodes();
   // Sums over trees are kept in float32: in place, or beside a bfloat16 output.
-  constexpr bool beside = sizeof(E) < sizeof(float);
+  constexpr bool beside = sizeof(O) < sizeof(float);
   const int64_t to_width = beside ? padded(row_width) : row_width;
   float* sums = nullptr;
   if (layer.trees > 1) {
@@ -52,9 +55,9 @@ void sum_paths(const Layer<E>& layer, const E* w, int64_t row_width, const float
     else sums = to;
   }
   // A large output of one tree is written once and not read here again.
-  const bool streaming = !sums && tokens * row_width * sizeof(E) >= kStreamBytes &&
+  const bool streaming = !sums && tokens * row_width * sizeof(O) >= kStreamBytes &&
                          reinterpret_cast<uintptr_t>(to) % kVectorBytes == 0 &&
-                         row_width * sizeof(E) % kVectorBytes == 0;
+                         row_width * sizeof(O) % kVectorBytes == 0;
   space.rows.resize(length);
   const E** rows = reinterpret_cast<const E**>(space.rows.data());
   for (int64_t tree = 0; tree < layer.trees; ++tree) {
@@ -70,7 +73,7 @@ void sum_paths(const Layer<E>& layer, const E* w, int64_t row_width, const float
           for (int t = 0; t < T; ++t) targets[t] = sums + sorted.order[at + t] * to_width;
           add_rows<T>(rows, length, c, targets, row_width, tree > 0);
         } else {
-          E* targets[T];
+          O* targets[T];
           for (int t = 0; t < T; ++t) targets[t] = to + sorted.order[at + t] * row_width;
           if (streaming) add_rows<T, true>(rows, length, c, targets, row_width, false);
           else add_rows<T>(rows, length, c, targets, row_width, false);
@@ -81,37 +84,50 @@ void sum_paths(const Layer<E>& layer, const E* w, int64_t row_width, const float
   if (streaming) streamed();
   if constexpr (beside)
     if (sums)
-      for (int64_t n = 0; n < tokens; ++n) from_halves(sums + n * to_width, to + n * row_width, row_width);
+      for (int64_t n = 0; n < tokens; ++n) from_halves<E>(sums + n * to_width, to + n * row_width, row_width);
 }
 
 // One block. `scores` (tokens, stride) and `leaf` (tokens, T), or null where the caller does not want them.
-template <class E>
-void forward(const Layer<E>& layer, const E* x, const bool* flips, int64_t tokens, E* y, float* scores, int32_t* leaf,
-             Space& space) {
+// score_of(tree): what makes a node's score of a dot, see Walk. weigh(tree, sorted, active): what is done to the
+// activations before the sums.
+template <class E, class B, class O, class ScoreOf, class Weigh>
+void forward_by(const Layer<E, B>& layer, const E* x, const bool* flips, int64_t tokens, O* y, float* scores,
+                int32_t* leaf, Space& space, const ScoreOf& score_of, const Weigh& weigh) {
   const int64_t length = layer.length(), nodes = layer.nodes(), trees = layer.trees, stride = layer.stride();
   space.reserve(trees, tokens);
   float* active = at_least(space.active, tokens * stride);
   float* kept = scores ? scores : active;
   for (int64_t tree = 0; tree < trees; ++tree) {
     const Sorted sorted = space.sorted(tree, tokens);
-    Walk<E> walk{x,
-                 layer.w_in + tree * nodes * layer.width,
-                 layer.b_in ? layer.b_in + tree * nodes : nullptr,
-                 flips ? flips + tree * layer.depth : nullptr,
-                 kept + tree * length,
-                 layer.width,
-                 layer.depth,
-                 stride,
-                 trees * layer.depth,
-                 sorted,
-                 space.walk};
+    using Score = decltype(score_of(tree));
+    Walk<E, Score> walk{x,
+                        layer.w_in + tree * nodes * layer.width,
+                        score_of(tree),
+                        flips ? flips + tree * layer.depth : nullptr,
+                        kept + tree * length,
+                        layer.width,
+                        layer.depth,
+                        stride,
+                        trees * layer.depth,
+                        sorted,
+                        space.walk};
     walk.run(tokens);
     if (leaf)
       for (int64_t i = 0; i < tokens; ++i) leaf[sorted.order[i] * trees + tree] = sorted.leaf[i];
   }
   for_activation(layer.activation,
                  [&]<Activation a>() { map(kept, active, tokens * stride, [](Floats s) { return value<a>(s); }); });
+  for (int64_t tree = 0; tree < trees; ++tree) weigh(tree, space.sorted(tree, tokens), active);
   sum_paths(layer, layer.w_out, layer.out_width, active, tokens, y, space);
+}
+
+template <class E>
+void forward(const Layer<E>& layer, const E* x, const bool* flips, int64_t tokens, E* y, float* scores, int32_t* leaf,
+             Space& space) {
+  forward_by(
+      layer, x, flips, tokens, y, scores, leaf, space,
+      [&](int64_t tree) { return Biased<E>{layer.b_in ? layer.b_in + tree * layer.nodes() : nullptr}; },
+      [](int64_t, const Sorted&, float*) {});
 }
 
 }  // namespace fff

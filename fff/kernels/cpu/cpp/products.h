@@ -151,15 +151,15 @@ inline void add_rows(const E* const* rows, int64_t count, const float* const* co
     }
     for (int t = 0; t < T; ++t)
       for (int c = 0; c < C; ++c) {
-        if constexpr (streaming) stream(to_at(t) + c * kStep, sums[t][2 * c], sums[t][2 * c + 1]);
-        else store(to_at(t) + c * kStep, sums[t][2 * c], sums[t][2 * c + 1]);
+        if constexpr (streaming) stream<E>(to_at(t) + c * kStep, sums[t][2 * c], sums[t][2 * c + 1]);
+        else store<E>(to_at(t) + c * kStep, sums[t][2 * c], sums[t][2 * c + 1]);
       }
   };
   const int64_t column = over_steps(width, [&]<int C>(int64_t at) {
     tile.template operator()<C>([&](int64_t l) { return rows[l] + at; }, [&](int t) { return to[t] + at; });
   });
   if (const int64_t rest = width - column) {
-    constexpr bool padded = sizeof(O) > sizeof(E);
+    constexpr bool padded = std::is_same_v<E, BFloat16> && std::is_same_v<O, float>;
     O ends[T][kStep];
     for (int t = 0; t < T; ++t)
       std::memcpy(static_cast<void*>(ends[t]), to[t] + column, (padded ? kStep : rest) * sizeof(O));
@@ -205,15 +205,16 @@ inline void add_tokens(const E* const* tokens, int64_t count, const float (*coef
   }
 }
 
-// A float32 row in halves -> a row of E.
-template <class E>
-inline void from_halves(const float* from, E* to, int64_t width) {
+// A float32 row in halves of rows of E -> a row of O.
+template <class E = BFloat16, class O>
+inline void from_halves(const float* from, O* to, int64_t width) {
   int64_t column = 0;
-  for (; column + kStep <= width; column += kStep) store(to + column, load<0>(from + column), load<1>(from + column));
+  for (; column + kStep <= width; column += kStep)
+    store<E>(to + column, load<0>(from + column), load<1>(from + column));
   if (column < width) {
-    E end[kStep];
-    store(end, load<0>(from + column), load<1>(from + column));
-    std::memcpy(static_cast<void*>(to + column), end, (width - column) * sizeof(E));
+    O end[kStep];
+    store<E>(end, load<0>(from + column), load<1>(from + column));
+    std::memcpy(static_cast<void*>(to + column), end, (width - column) * sizeof(O));
   }
 }
 

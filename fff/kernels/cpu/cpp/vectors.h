@@ -1,9 +1,9 @@
-// Sixteen floats at a time with AVX-512, else eight, in float32 and bfloat16 memory alike. Not what is computed with
-// them.
+// Sixteen floats at a time with AVX-512, else eight, in float32, bfloat16 and int8 memory alike. Not what is computed
+// with them.
 //
 // The compiler's own vector type: it becomes AVX on x86, NEON pairs on ARM, SSE2 on a plain machine, without a line of
 // code for each. Rows are read two vectors at a time, as halves. In bfloat16 memory the halves are the even and the
-// odd elements, because a shift and a mask then make floats of them; in float32 memory the first and the last. Dot
+// odd elements, because a shift and a mask then make floats of them; in other memory the first and the last. Dot
 // products do not care, as both operands are split alike, and `store` puts halves back in their places.
 #pragma once
 
@@ -11,6 +11,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #if defined(__AVX__)
 #include <immintrin.h>
@@ -85,6 +86,18 @@ inline Floats load(const BFloat16* from) {
   return half == 0 ? (Floats)(pairs << 16) : (Floats)(pairs & 0xFFFF0000u);
 }
 
+template <int half>
+inline Floats load(const int8_t* from) {
+#if defined(__AVX512F__)
+  return (Floats)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(read<__m128i>(from + half * kLanes)));
+#else
+  typedef int8_t Bytes __attribute__((vector_size(kLanes)));
+  return __builtin_convertvector(__builtin_convertvector(read<Bytes>(from + half * kLanes), Ints), Floats);
+#endif
+}
+
+// Halves of rows of E, here and below.
+template <class E = float>
 inline void store(float* to, Floats first, Floats second) {
   std::memcpy(to, &first, sizeof(first));
   std::memcpy(to + kLanes, &second, sizeof(second));
@@ -112,13 +125,32 @@ inline Bits interleaved(Floats even, Floats odd) {
 #endif
 }
 
-inline void store(BFloat16* to, Floats even, Floats odd) {
-  const Bits pairs = interleaved(even, odd);
+// Both as bfloat16, one after the other.
+inline Bits joined(Floats first, Floats second) {
+#if defined(__AVX512BF16__)
+  return (Bits)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
+#else
+  typedef uint16_t Words __attribute__((vector_size(2 * kLanes)));
+  const Words halves[2] = {__builtin_convertvector(rounded(first) >> 16, Words),
+                           __builtin_convertvector(rounded(second) >> 16, Words)};
+  return read<Bits>(halves);
+#endif
+}
+
+template <class E>
+inline Bits in_place(Floats first, Floats second) {
+  return std::is_same_v<E, BFloat16> ? interleaved(first, second) : joined(first, second);
+}
+
+template <class E = BFloat16>
+inline void store(BFloat16* to, Floats first, Floats second) {
+  const Bits pairs = in_place<E>(first, second);
   std::memcpy(to, &pairs, sizeof(pairs));
 }
 
 // The same past the caches, for outputs so large that they would only drive out what is needed: memory that is written
 // whole need not be read first. `to` must be aligned to a vector; `streamed` before others read it.
+template <class E>
 inline void stream(float* to, Floats first, Floats second) {
 #if defined(__AVX512F__)
   _mm512_stream_ps(to, (__m512)first);
@@ -127,17 +159,18 @@ inline void stream(float* to, Floats first, Floats second) {
   _mm256_stream_ps(to, (__m256)first);
   _mm256_stream_ps(to + kLanes, (__m256)second);
 #else
-  store(to, first, second);
+  store<E>(to, first, second);
 #endif
 }
 
-inline void stream(BFloat16* to, Floats even, Floats odd) {
+template <class E>
+inline void stream(BFloat16* to, Floats first, Floats second) {
 #if defined(__AVX512F__)
-  _mm512_stream_si512(reinterpret_cast<__m512i*>(to), (__m512i)interleaved(even, odd));
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(to), (__m512i)in_place<E>(first, second));
 #elif defined(__AVX__)
-  _mm256_stream_si256(reinterpret_cast<__m256i*>(to), (__m256i)interleaved(even, odd));
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(to), (__m256i)in_place<E>(first, second));
 #else
-  store(to, even, odd);
+  store<E>(to, first, second);
 #endif
 }
 

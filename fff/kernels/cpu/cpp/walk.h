@@ -75,12 +75,24 @@ inline void in_blocks(int64_t begin, int64_t end, const F& f) {
   }
 }
 
-// One tree, one block of tokens.
+// A node's score from its dot with a token.
 template <class E>
+struct Biased {
+  using Dot = float;
+  const E* b_in;  // (nodes) or null
+  float operator()(float dot, int64_t, int64_t node) const {
+    return dot + (b_in ? static_cast<float>(b_in[node]) : 0.0f);
+  }
+};
+
+// One tree, one block of tokens.
+template <class E, class Score = Biased<E>>
 struct Walk {
+  using Dot = typename Score::Dot;
+
   const E* x;         // (tokens, width)
   const E* w_in;      // (nodes, width)
-  const E* b_in;      // (nodes) or null
+  Score score;        // (dot, token, node)
   const bool* flips;  // (tokens, flip_stride): decisions turned round, or null
   float* scores;      // (tokens, stride): out, depth + 1 of each token
   int64_t width, depth, stride, flip_stride;
@@ -121,7 +133,6 @@ struct Walk {
 
  private:
   const E* row(int64_t node) const { return w_in + node * width; }
-  float bias(int64_t node) const { return b_in ? static_cast<float>(b_in[node]) : 0.0f; }
   bool right(float score, int64_t token, int64_t level) const {
     return (score > 0) != (flips && flips[token * flip_stride + level]);
   }
@@ -155,7 +166,7 @@ struct Walk {
     List lists[kTogether];
     for (int count = 0; count || !waiting.empty();) {
       for (; count < kTogether && !waiting.empty(); waiting.pop_back()) lists[count++] = waiting.back();
-      float dot[kTogether] = {};
+      Dot dot[kTogether] = {};
       for_count<kTogether>(count, [&]<int T>() { dots_of<T>(lists, dot); });
       for (int i = count; i-- > 0;)
         if (step_down(lists[i], dot[i], stop)) lists[i] = lists[--count];
@@ -163,7 +174,7 @@ struct Walk {
   }
 
   template <int T>
-  void dots_of(const List* lists, float* dot) {
+  void dots_of(const List* lists, Dot* dot) {
     const E *tokens[T], *rows[T];
     for (int t = 0; t < T; ++t) {
       tokens[t] = x + static_cast<int64_t>(sorted.order[lists[t].begin]) * width;
@@ -173,11 +184,11 @@ struct Walk {
   }
 
   // One level for a list of one token; true if it has arrived.
-  bool step_down(List& list, float dot, int64_t stop) {
+  bool step_down(List& list, Dot dot, int64_t stop) {
     const int64_t token = sorted.order[list.begin];
-    const float score = scores[token * stride + list.level] = dot + bias(list.node);
+    const float found = scores[token * stride + list.level] = score(dot, token, list.node);
     if (list.level < depth) {
-      list.node = 2 * list.node + 1 + right(score, token, list.level);
+      list.node = 2 * list.node + 1 + right(found, token, list.level);
       if (++list.level < stop || stop == depth) return false;
     }
     sorted.leaf[list.begin] = list.node;
@@ -186,8 +197,8 @@ struct Walk {
 
   void last_level(const List& list) {
     const E* rows[1] = {row(list.node)};
-    each_token(list, rows, [&](int64_t at, int64_t token, const float (&dot)[1]) {
-      scores[token * stride + list.level] = dot[0] + bias(list.node);
+    each_token(list, rows, [&](int64_t at, int64_t token, const Dot (&dot)[1]) {
+      scores[token * stride + list.level] = score(dot[0], token, list.node);
       sorted.leaf[at] = list.node;
     });
   }
@@ -195,14 +206,13 @@ struct Walk {
   void two_levels(const List& list) {
     const int32_t left = 2 * list.node + 1;
     const E* rows[3] = {row(list.node), row(left), row(left + 1)};
-    const float biases[3] = {bias(list.node), bias(left), bias(left + 1)};
     const bool last = list.level + 1 == depth;
-    each_token(list, rows, [&](int64_t at, int64_t token, const float (&dot)[3]) {
-      float* score = scores + token * stride + list.level;
-      score[0] = dot[0] + biases[0];
-      const bool first = right(score[0], token, list.level);
-      score[1] = dot[1 + first] + biases[1 + first];
-      space.branch[at] = last ? first : 2 * first + right(score[1], token, list.level + 1);
+    each_token(list, rows, [&](int64_t at, int64_t token, const Dot (&dot)[3]) {
+      float* found = scores + token * stride + list.level;
+      found[0] = score(dot[0], token, list.node);
+      const bool first = right(found[0], token, list.level);
+      found[1] = score(dot[1 + first], token, left + first);
+      space.branch[at] = last ? first : 2 * first + right(found[1], token, list.level + 1);
     });
     int64_t start[5];
     const int ways = last ? 2 : 4;
@@ -260,7 +270,7 @@ struct Walk {
     in_blocks<kDotTokens>(list.begin, list.end, [&]<int T>(int64_t at) {
       const E* tokens[T];
       for (int t = 0; t < T; ++t) tokens[t] = x + static_cast<int64_t>(sorted.order[at + t]) * width;
-      float dot[T][N];
+      Dot dot[T][N];
       dots<T, N>(tokens, rows, width, dot, ahead());
       for (int t = 0; t < T; ++t) f(at + t, sorted.order[at + t], dot[t]);
     });

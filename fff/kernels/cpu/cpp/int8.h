@@ -1,0 +1,230 @@
+// PathFFF on rows of eight-bit integers, defined in fff/int8.py: tokens quantised once, dots exact in int32, scores and
+// sums of rows in float32. Who reaches which leaf is walk.h's.
+#pragma once
+
+#include <bit>
+#include <cmath>
+#include <memory>
+
+#include "forward.h"
+
+namespace fff {
+
+constexpr int kPiece = 64;  // bytes of a row at a time
+constexpr float kLeast = 0x1p-50f;
+constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, which the low bits then are
+
+// Products of four neighbours, of bytes from 0 to 255 with signed ones, added to an int32 by one instruction where the
+// machine has it. So rows are raised by 128, which turns their bytes' highest bits round, and what that adds to a dot,
+// 128 times the sum of the token's bytes, is taken off afterwards. Numbers wrap, and end where they should.
+#if defined(__AVX512F__) && defined(__AVX512VNNI__)
+#define FFF_VNNI
+typedef __m512i Quads;
+inline Quads raised(const int8_t* row) { return _mm512_xor_si512(read<Quads>(row), _mm512_set1_epi8(-128)); }
+inline Quads add_products(Quads sum, Quads row, Quads token) { return _mm512_dpbusd_epi32(sum, row, token); }
+inline Quads in_register(Quads value) { return (Quads)in_register((Floats)value); }
+#elif defined(__AVX2__) && defined(__AVXVNNI__)
+#define FFF_VNNI
+typedef __m256i Quads;
+inline Quads raised(const int8_t* row) { return _mm256_xor_si256(read<Quads>(row), _mm256_set1_epi8(-128)); }
+inline Quads add_products(Quads sum, Quads row, Quads token) { return _mm256_dpbusd_avx_epi32(sum, row, token); }
+inline Quads in_register(Quads value) {
+  asm("" : "+x"(value));
+  return value;
+}
+#endif
+
+#if defined(FFF_VNNI)
+constexpr uint32_t kRaised = 128;
+typedef Quads QuadSum;
+
+inline uint32_t total(QuadSum sum) {
+  uint32_t lanes[sizeof(sum) / 4], found = 0;
+  std::memcpy(lanes, &sum, sizeof(sum));
+  for (const uint32_t lane : lanes) found += lane;
+  return found;
+}
+
+// sums[t][n] += a piece of the token t with a piece of the row n.
+template <int T, int N>
+inline void add_piece(const int8_t* const (&x)[T], const int8_t* const (&w)[N], QuadSum (&sums)[T][N]) {
+  for (int at = 0; at < kPiece; at += sizeof(Quads)) {
+    Quads rows[N];
+    for (int n = 0; n < N; ++n) rows[n] = raised(w[n] + at);
+    for (int t = 0; t < T; ++t) {
+      const Quads token = in_register(read<Quads>(x[t] + at));
+      for (int n = 0; n < N; ++n) sums[t][n] = add_products(sums[t][n], rows[n], token);
+    }
+  }
+}
+#else
+constexpr uint32_t kRaised = 0;
+typedef uint32_t QuadSum;
+
+inline uint32_t total(QuadSum sum) { return sum; }
+
+template <int T, int N>
+inline void add_piece(const int8_t* const (&x)[T], const int8_t* const (&w)[N], QuadSum (&sums)[T][N]) {
+  for (int t = 0; t < T; ++t)
+    for (int n = 0; n < N; ++n) {
+      int32_t sum = 0;  // of few enough products that it is far from its bounds
+      for (int i = 0; i < kPiece; ++i) sum += x[t][i] * w[n][i];
+      sums[t][n] += static_cast<uint32_t>(sum);
+    }
+}
+#endif
+
+// A piece at the end of a row, followed by zeros.
+struct EndPiece {
+  int8_t bytes[kPiece] = {};
+  EndPiece(const int8_t* from, int64_t count) { std::memcpy(bytes, from, count); }
+};
+
+// out[t][n] = tokens[t] . rows[n] + kRaised * the sum of tokens[t]; as in products.h.
+template <int T, int N>
+inline void dots(const int8_t* const* tokens, const int8_t* const* rows, int64_t width, uint32_t (&out)[T][N],
+                 const Ahead<int8_t>& ahead) {
+  QuadSum sums[T][N] = {};
+  const int8_t *x[T], *w[N];
+  for (int t = 0; t < T; ++t) x[t] = tokens[t];
+  for (int n = 0; n < N; ++n) w[n] = rows[n];
+  for (int64_t i = 0; i < width / kPiece; ++i) {
+    ahead.step(i * kPiece);
+    add_piece(x, w, sums);
+    for (int t = 0; t < T; ++t) x[t] += kPiece;
+    for (int n = 0; n < N; ++n) w[n] += kPiece;
+  }
+  if (const int64_t rest = width % kPiece) {
+    int8_t ends[T + N][kPiece] = {};
+    const auto end_of = [&](const int8_t*& row, int at) {
+      std::memcpy(ends[at], row, rest);
+      row = ends[at];
+    };
+    for (int t = 0; t < T; ++t) end_of(x[t], t);
+    for (int n = 0; n < N; ++n) end_of(w[n], T + n);
+    add_piece(x, w, sums);
+  }
+  for (int t = 0; t < T; ++t)
+    for (int n = 0; n < N; ++n) out[t][n] = total(sums[t][n]);
+}
+
+// out[t] = tokens[t] . rows[t] + kRaised * the sum of tokens[t].
+template <int T>
+inline void pair_dots(const int8_t* const* tokens, const int8_t* const* rows, int64_t width, uint32_t* out,
+                      const Ahead<int8_t>& ahead) {
+  QuadSum sums[T][1][1] = {};
+  const auto step = [&](int t, const int8_t* token, const int8_t* row) {
+    const int8_t *const x[1] = {token}, *const w[1] = {row};
+    add_piece<1, 1>(x, w, sums[t]);
+  };
+  const int64_t rest = width % kPiece, whole = width - rest;
+  for (int64_t i = 0; i < whole; i += kPiece) {
+    ahead.step(i);
+    for (int t = 0; t < T; ++t) step(t, tokens[t] + i, rows[t] + i);
+  }
+  if (rest)
+    for (int t = 0; t < T; ++t)
+      step(t, EndPiece(tokens[t] + whole, rest).bytes, EndPiece(rows[t] + whole, rest).bytes);
+  for (int t = 0; t < T; ++t) out[t] = total(sums[t][0][0]);
+}
+
+// A node's score: the dot, exact, rounded to float32, times both scales one after the other, and the bias. Every
+// rounding is one of IEEE's, so that decisions are the definition's, bit by bit.
+struct Scaled {
+  using Dot = uint32_t;
+  const float* token_scale;  // (tokens)
+  const uint32_t* added;     // (tokens): what a dot has too much
+  const float* row_scale;    // (nodes)
+  const float* b_in;         // (nodes) or null
+  float operator()(uint32_t dot, int64_t token, int64_t node) const {
+    const float whole = static_cast<float>(static_cast<int32_t>(dot - added[token]));
+    return whole * token_scale[token] * row_scale[node] + (b_in ? b_in[node] : 0.0f);
+  }
+};
+
+inline Floats in_order(const float* from) { return read<Floats>(from); }
+inline Floats in_order(const BFloat16* from) {
+  typedef uint16_t Words __attribute__((vector_size(2 * kLanes)));
+  return (Floats)(__builtin_convertvector(read<Words>(from), Bits) << 16);
+}
+
+// f(column, count, vector) over a row's vectors in order; the last one may have zeros at its end.
+template <class E, class F>
+inline void over_row(const E* row, int64_t width, const F& f) {
+  int64_t column = 0;
+  for (; column + kLanes <= width; column += kLanes) f(column, kLanes, in_order(row + column));
+  if (column < width) {
+    const End<E> end(row + column, width - column);
+    f(column, static_cast<int>(width - column), in_order(static_cast<const E*>(end)));
+  }
+}
+
+// The largest absolute value; a NaN is larger than infinity.
+template <class E>
+inline float largest(const E* row, int64_t width) {
+  Ints found{};  // bits of numbers of one sign are ordered as the numbers
+  over_row(row, width, [&](int64_t, int, Floats value) {
+    const Ints bits = (Ints)value & 0x7FFFFFFF;
+    found = bits > found ? bits : found;
+  });
+  int32_t most = 0;
+  for (int i = 0; i < kLanes; ++i) most = std::max<int32_t>(most, found[i]);
+  return std::bit_cast<float>(most);
+}
+
+// A token's bytes and scale; `added` as in Scaled. One that is not finite has the scale NaN and bytes of 0.
+template <class E>
+inline float quantise(const E* row, int64_t width, int8_t* to, uint32_t& added) {
+  const float most = largest(row, width);
+  added = 0;
+  if (!(most >= kLeast && std::isfinite(most))) {
+    std::memset(to, 0, width);
+    return most < kLeast ? 0.0f : NAN;
+  }
+  typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
+  const Floats inverse = all(127.0f / most), shift = all(kRound);
+  Bits sums{};
+  over_row(row, width, [&](int64_t column, int count, Floats value) {
+    const Bits whole = (Bits)(value * inverse + shift) - std::bit_cast<uint32_t>(kRound);
+    const Bytes bytes = __builtin_convertvector(whole, Bytes);
+    if (count == kLanes) std::memcpy(to + column, &bytes, kLanes);
+    else std::memcpy(to + column, &bytes, count);
+    sums += whole;
+  });
+  for (int i = 0; i < kLanes; ++i) added += sums[i];
+  added *= kRaised;
+  return most / 127.0f;
+}
+
+struct BytesLayer : Layer<int8_t, float> {
+  const float* scale_in;   // (T, M)
+  const float* scale_out;  // (T, M)
+};
+
+// One block: x (tokens, H) of E -> y (tokens, K) of E; `scores` and `leaf` as in forward.h.
+template <class E>
+void bytes_forward(const BytesLayer& layer, const E* x, int64_t tokens, E* y, float* scores, int32_t* leaf,
+                   Space& space) {
+  const int64_t width = layer.width, nodes = layer.nodes(), stride = layer.stride(), length = layer.length();
+  void* place = at_least(space.bytes, tokens * width + kLineBytes);
+  size_t room = space.bytes.size();
+  auto* const bytes = static_cast<int8_t*>(std::align(kLineBytes, tokens * width, place, room));
+  float* const scales = at_least(space.scales, tokens);
+  uint32_t* const added = at_least(space.added, tokens);
+  for (int64_t n = 0; n < tokens; ++n) scales[n] = quantise(x + n * width, width, bytes + n * width, added[n]);
+  const Layer<int8_t, float>& rows = layer;
+  forward_by(
+      rows, static_cast<const int8_t*>(bytes), nullptr, tokens, y, scores, leaf, space,
+      [&](int64_t tree) {
+        return Scaled{scales, added, layer.scale_in + tree * nodes, layer.b_in ? layer.b_in + tree * nodes : nullptr};
+      },
+      [&](int64_t tree, const Sorted& sorted, float* active) {
+        const float* const scale = layer.scale_out + tree * nodes;
+        for (int64_t i = 0; i < tokens; ++i) {
+          float* const of_path = active + sorted.order[i] * stride + tree * length;
+          for (int64_t l = 0; l < length; ++l) of_path[l] *= scale[ancestor(sorted.leaf[i], layer.depth, l)];
+        }
+      });
+}
+
+}  // namespace fff

@@ -1,0 +1,205 @@
+"""PathFFF for inference on eight-bit integers, made of a trained one. Not the arithmetic, which `fff.int8` defines."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from fff.activations import activation_named
+from fff.int8 import WIDEST, quantised
+from fff.kernels import INT8, Chooser, Int8Operands, Provider, check
+from fff.kernels.int8 import DTYPES
+from fff.layers.base import Route, Routed
+from fff.layers.operands import autocast_dtype, check_place
+from fff.layers.path import PathFFF
+from fff.topology import nodes_in_tree, path_length, used_neurons
+
+NUMBERS = ("scale_in", "b_in", "scale_out")  # buffers that stay float32
+
+
+class QuantisedPath(Routed):
+    """PathFFF's trees with rows of whole numbers from -127 to 127 and one scale each: a quarter of float32's bytes.
+
+    Tokens are quantised as they come, once each; scores and sums are float32. Shapes: (..., d_in) -> (..., d_out), in
+    the input's dtype, float32 or bfloat16. For inference alone: there are no gradients.
+
+    Args:
+        provider: who computes it: reference, masked (plain torch) or cpu (C++), with the same decisions, to the last
+            bit; "auto" takes the fastest available.
+        others: as PathFFF's.
+
+    Buffers, saved with the model: w_in (trees, nodes, d_in) and w_out (trees, nodes, d_out) int8; scale_in, b_in or
+    None, and scale_out (trees, nodes) float32, whatever dtype the model is converted to.
+
+    Raises:
+        ValueError: an unknown name, or d_in is above 2^17.
+    """
+
+    w_in: Tensor
+    scale_in: Tensor
+    b_in: Tensor | None
+    w_out: Tensor
+    scale_out: Tensor
+
+    def __init__(
+        self,
+        d_in: int,
+        d_out: int,
+        depth: int,
+        trees: int = 1,
+        *,
+        bias: bool = True,
+        activation: str = "gelu",
+        provider: str = "auto",
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        if d_in > WIDEST:
+            raise ValueError(f"d_in={d_in} is too large; sums of products of int8 are exact up to {WIDEST}")
+        activation_named(activation)
+        check("auto", provider, INT8)
+        self._chooser = Chooser(INT8)
+        self.d_in, self.d_out, self.depth, self.trees = d_in, d_out, depth, trees
+        self.activation, self.execution, self.provider = activation, "auto", provider
+        shape = (trees, nodes_in_tree(depth))
+        for name, width in (("w_in", d_in), ("w_out", d_out)):
+            self.register_buffer(name, torch.zeros(*shape, width, dtype=torch.int8, device=device))
+        for name in NUMBERS:
+            there = bias or name != "b_in"
+            self.register_buffer(name, torch.zeros(shape, dtype=torch.float32, device=device) if there else None)
+
+    @classmethod
+    @torch.no_grad()
+    def from_float(cls, layer: PathFFF, provider: str = "auto") -> Self:
+        """The layer with its rows quantised, on its device.
+
+        Raises:
+            ValueError: a weight that is not finite; names it.
+        """
+        for name in ("w_in", "b_in", "w_out"):
+            weight = getattr(layer, name)
+            if weight is not None and not weight.float().isfinite().all():
+                raise ValueError(f"{name} holds values that are not finite, or not in float32; it cannot be quantised")
+        made = cls(
+            layer.d_in,
+            layer.d_out,
+            layer.depth,
+            layer.trees,
+            bias=layer.b_in is not None,
+            activation=layer.activation,
+            provider=provider,
+            device=layer.w_in.device,
+        )
+        made.w_in, made.scale_in = quantised(layer.w_in)
+        made.w_out, made.scale_out = quantised(layer.w_out)
+        if layer.b_in is not None:
+            made.b_in = layer.b_in.detach().float().clone()
+        return made.train(layer.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer: (..., d_in) -> (..., d_out), in x's dtype or autocast's.
+
+        Raises:
+            ValueError: x has another last dimension, dtype or device.
+            RuntimeError: gradients are wanted, or the layer is in training mode.
+        """
+        provider, operands = self._call(x)
+        y = provider.output(operands) if provider.output else provider.function(operands).y
+        return y if x.dim() == 2 else y.view(*x.shape[:-1], self.d_out)
+
+    def path(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Visited nodes and their scores, both (..., trees, depth + 1): int64 in heap order, and float32."""
+        provider, operands = self._call(x)
+        nodes, scores = provider.paths(operands)
+        shape = (*x.shape[:-1], self.trees, path_length(self.depth))
+        return nodes.view(shape), scores.view(shape)
+
+    def route(self, x: Tensor) -> Route:
+        """The leaf that each token of x (..., d_in) reaches in each tree, and the path to it."""
+        return Route.of_path(*self.path(x))
+
+    @property
+    def groups(self) -> int:
+        """Trees."""
+        return self.trees
+
+    @property
+    def units(self) -> int:
+        """Leaves of a tree."""
+        return 2**self.depth
+
+    @property
+    def computed_by(self) -> frozenset[str]:
+        """Names of the providers that have computed this layer, as it is set now."""
+        return self._chooser.chosen
+
+    def _call(self, x: Tensor) -> tuple[Provider, Int8Operands]:
+        if self.training:
+            raise RuntimeError("QuantisedPath is for inference alone; call eval() on it, or train the float layer")
+        if torch.is_grad_enabled() and x.requires_grad:
+            raise RuntimeError(
+                "QuantisedPath has no gradients; call it inside torch.no_grad() or torch.inference_mode()"
+            )
+        flat = self._flat(x)
+        operands = Int8Operands(flat, self.w_in, self.scale_in, self.b_in, self.w_out, self.scale_out, self.activation)
+        return self._chooser.provider_for(self, flat), operands
+
+    def _flat(self, x: Tensor) -> Tensor:
+        """The input (N, d_in), in the dtype of the output."""
+        check_place(x, self.w_in, self.d_in)
+        dtype = autocast_dtype(x) or x.dtype
+        if dtype not in DTYPES:
+            raise ValueError(f"QuantisedPath takes float32 and bfloat16, and the input is {dtype}; convert it")
+        return x.reshape(-1, self.d_in).to(dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        # A conversion of the model to a half type is of its activations: scales of 8 bits would move every row.
+        before = {name: self._buffers[name] for name in NUMBERS}
+        super()._apply(fn, recurse)
+        for name, kept in before.items():
+            moved = self._buffers[name]
+            if kept is not None and moved is not None and moved.dtype != kept.dtype:
+                self._buffers[name] = kept.to(moved.device)
+        return self
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "provider" and "_chooser" in self.__dict__:
+            self._chooser.forget()
+
+    def extra_repr(self) -> str:
+        """Sizes and choices, for print."""
+        return (
+            f"{self.d_in}, {self.d_out}, depth={self.depth}, trees={self.trees} "
+            f"({used_neurons(self.trees, self.depth)} neurons used), int8, bias={self.b_in is not None}, "
+            f"activation={self.activation}, provider={self.provider}"
+        )
+
+
+class Quantised(NamedTuple):
+    """What became of a model's trees: how many layers, and the bytes of their weights before and after."""
+
+    layers: int
+    bytes_before: int
+    bytes_after: int
+
+
+def quantise_trees(model: nn.Module) -> Quantised:
+    """Replace every PathFFF inside a model by its QuantisedPath, in place; a layer in two places stays one layer.
+
+    Raises:
+        ValueError: the model is itself a PathFFF, or a weight is not finite; the model is as it was.
+    """
+    if isinstance(model, PathFFF):
+        raise ValueError("a PathFFF cannot be replaced in itself; take QuantisedPath.from_float(layer)")
+    made = {layer: QuantisedPath.from_float(layer) for layer in model.modules() if isinstance(layer, PathFFF)}
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if isinstance(child, PathFFF):
+                setattr(parent, name, made[child])
+    return Quantised(len(made), sum(map(_bytes, made)), sum(map(_bytes, made.values())))
+
+
+def _bytes(layer: nn.Module) -> int:
+    return sum(tensor.nbytes for tensors in (layer.parameters(), layer.buffers()) for tensor in tensors)
