@@ -8,7 +8,7 @@ from typing import Any
 from cramming.model.config import ModelConfig
 from cramming.record import Record
 from cramming.report.groups import PretrainGroup, layers_of, units_of
-from cramming.report.labels import label_of
+from cramming.report.labels import labels_apart
 from cramming.report.stats import Summary, finite, summarise
 from cramming.report.width import Curve, Worth, worth
 from cramming.runs import default_of
@@ -26,6 +26,7 @@ class Row:
     """One group with its losses by seed [nats], its neurons in one layer, and what it is worth."""
 
     label: str
+    brief: str  # for a figure
     losses: dict[int, float]
     neurons_used: int
     neurons_trained: int
@@ -38,12 +39,6 @@ class Row:
     def layer(self) -> dict[str, Any]:
         """What one of its feedforward layers came to."""
         return layers_of(self.group.good[0])
-
-    @property
-    def brief(self) -> str:
-        """The label for a figure."""
-        record = self.group.good[0]
-        return self.label.replace(label_of(record), label_of(record, brief=True))
 
     @property
     def units(self) -> int:
@@ -203,15 +198,12 @@ def curve_of(dense: dict[str, tuple[int, dict[int, float]]]) -> tuple[Curve | No
 
 
 def named_rows(groups: Sequence[PretrainGroup], curve: Curve | None) -> list[Row]:
-    """Rows, each under a label of its own: the group stands beside a label that several have."""
-    labels = [label_of(group.good[0]) for group in groups]
-    return [
-        row_of(group, label if labels.count(label) == 1 else f"{label} ({group.group})", curve)
-        for group, label in zip(groups, labels, strict=True)
-    ]
+    """Rows, each under a label of its own."""
+    labels = labels_apart([group.good[0] for group in groups], [group.group for group in groups])
+    return [row_of(group, *names, curve) for group, names in zip(groups, labels, strict=True)]
 
 
-def row_of(group: PretrainGroup, label: str, curve: Curve | None) -> Row:
+def row_of(group: PretrainGroup, label: str, brief: str, curve: Curve | None) -> Row:
     """One group, priced by the curve."""
     losses, notes = losses_of(group)
     ffn = layers_of(group.good[0])
@@ -224,8 +216,12 @@ def row_of(group: PretrainGroup, label: str, curve: Curve | None) -> Row:
         notes.append(f"{len(value.seeds)} seed(s): no interval")
     if group.bad:
         notes.append(f"{len(group.bad)} run(s) left out")
-    names = tuple(record["name"] for record in group.good if record["seed"] in losses)
-    return Row(label, losses, ffn["neurons_used"], ffn["neurons_trained"], value, tuple(notes), names, group)
+    kept = tuple(record for record in group.good if record["seed"] in losses)  # what is left out enters no other mean
+    return Row(
+        *(label, brief, losses, ffn["neurons_used"], ffn["neurons_trained"], value, tuple(notes)),
+        records=tuple(record["name"] for record in kept),
+        group=replace(group, good=kept or group.good),
+    )
 
 
 def losses_of(group: PretrainGroup) -> tuple[dict[int, float], list[str]]:

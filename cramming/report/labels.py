@@ -1,5 +1,7 @@
 """What a row of pretraining is called in tables and figures. Not which rows stand together (comparisons.py)."""
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from cramming.record import Record
@@ -20,6 +22,21 @@ def label_of(record: Record, *, brief: bool = False) -> str:
     words = [record.get("ffn") or "unknown", form_in_words(record["config"], brief) if layer["leaves"] else ""]
     words += extras_in_words(layer, record["config"])
     return " ".join(word for word in words if word)
+
+
+def labels_apart(records: Sequence[Record], groups: Sequence[str]) -> list[tuple[str, str]]:
+    """Label and brief label of each of several groups, by a record of it: no two alike.
+
+    The group's name stands beside a label that several have; where a brief label would say the same of two, the whole
+    one stands for it.
+    """
+    labels, briefs = ([label_of(record, brief=short) for record in records] for short in (False, True))
+    several, alike = Counter(labels), Counter(briefs)
+    found = []
+    for label, brief, group in zip(labels, briefs, groups, strict=True):
+        whole = label if several[label] == 1 else f"{label} ({group})"
+        found.append((whole, brief if alike[brief] == 1 else whole))
+    return found
 
 
 def form_in_words(config: dict[str, Any], brief: bool) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 from cramming.errors import UserError
 from cramming.files import read_json
 from cramming.report.markup import MISSING, csv_text, latex_table, markdown_table, number
+from cramming.report.stats import finite
 
 SCHEMA_VERSION = 1  # of the files that bench.rows writes
 Row = dict[str, Any]
@@ -71,7 +72,8 @@ def read_speed(folder: Path) -> list[Row]:
     """The rows of every file of a folder, each with its `file`; sorted by date.
 
     Raises:
-        UserError: a file is damaged, of another form, or a row lacks a column; it is named.
+        UserError: a file is damaged, of another form, or a row lacks a column or has a number there that nothing is
+            measured as; it is named.
     """
     rows = []
     for path in sorted(folder.glob("*.json")):
@@ -82,8 +84,16 @@ def read_speed(folder: Path) -> list[Row]:
         for place, row in enumerate(found, 1):
             if wrong := wrong_columns(row):
                 raise UserError(f"{path}, row {place}: {', '.join(wrong)} missing or of a wrong type; time it again.")
+            if odd := [f"{key}={row[key]}" for key in NUMBERS if not measured(row[key])]:
+                raise UserError(f"{path}, row {place}: {', '.join(odd)} is no finite number above 0; time it again.")
             rows.append({**row, "file": path.name})
     return sorted(rows, key=lambda row: (row["date"], row["file"]))
+
+
+def measured(value: float) -> bool:
+    """Whether a width, a count or a median can be one."""
+    found = finite(value)
+    return found is not None and found > 0
 
 
 def wrong_columns(row: Any) -> list[str]:

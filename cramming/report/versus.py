@@ -119,7 +119,7 @@ def lacking(lines: Sequence[Line], tree: Row) -> list[str]:
 
 
 def usage_of(row: Row) -> tuple[Summary | None, Summary | None]:
-    """Dead leaves and relative usage entropy of a row's runs; of dense layers neither."""
-    if row.layer["kind"] in ("none", "dense"):
+    """Dead leaves and relative usage entropy of the runs whose losses count; of dense layers neither."""
+    if row.layer["kind"] in ("none", "dense") or not row.losses:
         return None, None
     return row.group.summary("metrics", "dead_leaves"), row.group.summary("metrics", "usage_entropy_relative")

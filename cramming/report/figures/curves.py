@@ -1,6 +1,6 @@
 """The figures of pretraining: validation loss and what the leaves do over tokens. Not the tables of the end."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +11,7 @@ from cramming.record import Record
 from cramming.report.comparisons import conditions
 from cramming.report.figures.style import looks, panels, saved
 from cramming.report.groups import identity, layers_of, scale_of, units_of
-from cramming.report.labels import label_of
+from cramming.report.labels import labels_apart
 from cramming.report.stats import finite
 
 PANELS = (
@@ -30,13 +30,15 @@ def comparable(records: Sequence[Record]) -> dict[str, list[Record]]:
             experiment, _, _ = identity(record)
             key = experiment, scale_of(record["config"]), record.get("data_fingerprint", "")
             found[key][repr(sorted(conditions(record).items()))].append(record)
-    pages = {}
+    by_page: dict[str, list[list[Record]]] = defaultdict(list)  # other sizes of one budget have one page's name
     for (experiment, scale, data), by_recipe in sorted(found.items()):
         page = f"curves-{experiment}-{scale.rsplit(', ', 1)[-1].replace(',', '').replace(' ', '-')}-{data[:6]}"
-        several = [mine for _, mine in sorted(by_recipe.items()) if len(mine) > 1]
-        for place, mine in enumerate(several, 1):
-            pages[checked_name(page if place == 1 else f"{page}-{place}", mine[0]["name"])] = mine
-    return pages
+        by_page[page] += [mine for _, mine in sorted(by_recipe.items()) if len(mine) > 1]
+    return {
+        checked_name(page if place == 1 else f"{page}-{place}", mine[0]["name"]): mine
+        for page, several in by_page.items()
+        for place, mine in enumerate(several, 1)
+    }
 
 
 def draw_curves(records: Sequence[Record]) -> dict[str, bytes]:
@@ -48,10 +50,8 @@ def draw_curves(records: Sequence[Record]) -> dict[str, bytes]:
 
 
 def draw(name: str, records: Sequence[Record]) -> dict[str, bytes]:
-    """A panel per quantity and a line per label: the mean over its seeds, and their range as a band."""
-    labels: dict[str, list[Record]] = defaultdict(list)
-    for record in sorted(records, key=in_order):
-        labels[label_of(record, brief=True)].append(record)
+    """A panel per quantity and a line per group: the mean over its seeds, and their range as a band."""
+    labels = lines_of(records)
     look = looks(list(labels), {label for label, mine in labels.items() if not in_order(mine[0])[0]})
     with panels(2, 2, width=5.0, height=3.8, margin=2.0) as (figure, axes):
         for axis, (quantity, title) in zip(axes.flat, PANELS, strict=True):
@@ -62,6 +62,20 @@ def draw(name: str, records: Sequence[Record]) -> dict[str, bytes]:
             axes[0, 0].plot([], [], **look[label], markersize=4, label=f"{label}, n={len(mine)}")
         figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper")
         return saved(figure, name)
+
+
+def lines_of(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Label -> the runs of one group, without those of a seed that several have; in the legend's order."""
+    groups: dict[tuple[str, str, str], list[Record]] = defaultdict(list)
+    for record in sorted(records, key=in_order):
+        groups[identity(record)].append(record)
+    labels = labels_apart([mine[0] for mine in groups.values()], [group for *_, group in groups])
+    found = {}
+    for (_, brief), mine in zip(labels, groups.values(), strict=True):
+        seeds = Counter(record["seed"] for record in mine)
+        if once := [record for record in mine if seeds[record["seed"]] == 1]:
+            found[brief] = once
+    return found
 
 
 def in_order(record: Record) -> tuple[bool, int, int, str]:

@@ -1,7 +1,7 @@
 """What figures have in common: for print, told apart by markers and not by colours alone. Not what they show."""
 
 import io
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -37,6 +37,11 @@ def looks(names: Sequence[str], dense: Collection[str]) -> dict[str, dict[str, A
     black, others = [name for name in names if name in dense], [name for name in names if name not in dense]
     found = {name: {"color": DENSE, "linestyle": DENSE_LINES[n % len(DENSE_LINES)]} for n, name in enumerate(black)}
     return found | {name: line(place) for place, name in enumerate(others)}
+
+
+def marks(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Name -> colour and marker: the same in all panels of a figure."""
+    return {name: mark(place) for place, name in enumerate(dict.fromkeys(names))}
 
 
 @contextmanager

@@ -42,9 +42,9 @@ def panel(axis: Any, rows: Sequence[Row], name: str) -> None:
 
 
 def history(row: Row) -> dict[int, dict[str, float]]:
-    """Percent of progress -> quantity -> mean over the row's runs, as a share; of layers that choose alone."""
+    """Percent of progress -> quantity -> mean over the runs whose losses count, as a share; of layers that choose alone."""
     found: dict[int, dict[str, list[float]]] = {}
-    for record in row.group.good:
+    for record in row.group.good if row.losses else ():
         for mark in record.get("curve", []):
             progress = finite(mark.get("progress"))
             for name, most in (("usage_entropy_relative", 1), ("dead_leaves", row.units)):

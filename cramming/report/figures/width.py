@@ -1,13 +1,13 @@
 """The figure of effective widths. Not the measure (cramming.report.width)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from cramming.report.comparisons import Comparison, Row
-from cramming.report.figures.style import DENSE, errors, mark, panels, saved
+from cramming.report.figures.style import DENSE, errors, marks, panels, saved
 
 
 def draw_widths(sets: Sequence[Comparison]) -> dict[str, bytes]:
@@ -15,13 +15,14 @@ def draw_widths(sets: Sequence[Comparison]) -> dict[str, bytes]:
     priced = [found for found in sets if found.curve and any(row.worth for row in found.rows)]
     if not priced:
         return {}
-    with panels(1, len(priced), width=7.5, height=5.0) as (figure, axes):
+    look = marks(row.brief for found in priced for row in found.rows)
+    with panels(len(priced), 1, width=7.5, height=5.0) as (figure, axes):
         for axis, found in zip(axes.flat, priced, strict=True):
-            panel(axis, found)
+            panel(axis, found, look)
         return saved(figure, "effective_width")
 
 
-def panel(axis: Any, found: Comparison) -> None:
+def panel(axis: Any, found: Comparison, look: Mapping[str, dict[str, Any]]) -> None:
     """One set of rows with its curve."""
     assert found.curve is not None
     widths, losses = found.curve.widths, np.array(found.curve.losses)
@@ -30,8 +31,8 @@ def panel(axis: Any, found: Comparison) -> None:
     axis.plot(widths, found.curve.pooled, color=DENSE, linewidth=1.2, label=label)
     axis.plot(widths, found.curve.means, color=DENSE, linestyle="", marker=".")
     priced = [row for row in found.rows if row.worth]
-    for place, row in enumerate(priced):
-        point(axis, row, widths, mark(place))
+    for row in priced:
+        point(axis, row, widths, look[row.brief])
     axis.plot([], [], linestyle="", marker="|", color="grey", markersize=9, label="neurons used")
     axis.set_xscale("function", functions=(np.log1p, np.expm1))
     used = [row.neurons_used for row in priced]

@@ -81,6 +81,9 @@ def test_nothing_timed_is_said() -> None:
         ({"schema_version": 1, "rows": [row(ratio="fast")]}, "row 1: ratio missing or of a wrong type"),
         ({"schema_version": 1, "rows": [row(date=7)]}, "row 1: date missing or of a wrong type"),
         ({"schema_version": 1, "rows": [row(), 7]}, "row 2: all columns missing"),
+        ({"schema_version": 1, "rows": [row(tokens=0)]}, "row 1: tokens=0 is no finite number above 0"),
+        ({"schema_version": 1, "rows": [row(median=-1.5, n=True)]}, "row 1: median=-1.5, n=True is no finite"),
+        ({"schema_version": 1, "rows": [row(median=float("nan"))]}, "row 1: median=nan is no finite"),
     ],
 )
 def test_a_damaged_file_is_named(tmp_path: Path, content: Any, words: str) -> None:
