@@ -7,7 +7,7 @@ from typing import Any
 
 from cramming.model.config import ModelConfig
 from cramming.record import Record
-from cramming.report.groups import PretrainGroup, layers_of, units_of
+from cramming.report.groups import PretrainGroup, layers_of, units_of, whole_layers_of
 from cramming.report.labels import labels_apart
 from cramming.report.stats import Summary, finite, summarise
 from cramming.report.width import Curve, Worth, worth
@@ -80,7 +80,7 @@ class Comparison:
 
 
 def comparisons(groups: Sequence[PretrainGroup]) -> list[Comparison]:
-    """Every set of comparable groups with a finished run, sorted; said of each is how it differs from the first."""
+    """Every set of comparable groups with a finished run, small ones first; said of each is how the first differs."""
     sets: dict[tuple[str, str], dict[str, Any]] = {}
     members: dict[tuple[str, str], list[PretrainGroup]] = defaultdict(list)
     odd: dict[tuple[str, str], list[str]] = defaultdict(list)
@@ -93,12 +93,19 @@ def comparisons(groups: Sequence[PretrainGroup]) -> list[Comparison]:
             odd[key] += strange
     first: dict[str, dict[str, Any]] = {}
     result = []
-    for key in sorted(sets):
+    for key in sorted(sets, key=lambda key: (key[0], *in_order(sets[key]), key[1])):
         reference = first.setdefault(key[0], sets[key])
         apart = differences(reference, sets[key])
         told = [f"not compared with the first set of this experiment: {apart}"] if apart else []
         result.append(comparison(members[key], [*told, *odd[key]]))
     return result
+
+
+def in_order(found: dict[str, Any]) -> tuple[float, ...]:
+    """Conditions by width, layers and budget of the models, as numbers."""
+    size = {"model.hidden_size": ModelConfig.hidden_size, "model.layers": ModelConfig.layers}  # by default
+    budget = {f"train.budget_{unit}": 0 for unit in ("tokens", "steps", "hours")}
+    return tuple(finite(found.get(key, default)) or 0.0 for key, default in (size | budget).items())
 
 
 def equal_runs(group: PretrainGroup) -> tuple[PretrainGroup, list[str]]:
@@ -206,7 +213,7 @@ def named_rows(groups: Sequence[PretrainGroup], curve: Curve | None) -> list[Row
 def row_of(group: PretrainGroup, label: str, brief: str, curve: Curve | None) -> Row:
     """One group, priced by the curve."""
     losses, notes = losses_of(group)
-    ffn = layers_of(group.good[0])
+    ffn = whole_layers_of(group.good[0])
     value = worth(curve, losses) if curve else None
     if curve and losses and value is None:
         notes.append("shares no seed with the curve")

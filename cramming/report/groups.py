@@ -28,6 +28,8 @@ PAPER_EXPERIMENTS = {
     **{f"crammed_{row}": (row, 24.0) for row in PAPER_TREES},
 }
 PAPER_LAYERS, PAPER_WIDTH = 16, 768
+COUNTS = ("layers", "leaves", "neurons_used", "neurons_trained")  # that every layer has
+OF_KIND = {**dict.fromkeys(("path", "fixed"), ("trees", "depth")), "moe": ("experts",), "peer": ("heads", "keys")}
 
 
 def summary_of(records: Sequence[Record], part: str, name: str, factor: float = 1.0) -> Summary | None:
@@ -42,6 +44,15 @@ def layers_of(record: Record) -> dict[str, Any]:
         return record["resolved"]["ffn"]
     config = record["config"]
     return resolved(build(FFNConfig, config["ffn"]), config["model"]["layers"])
+
+
+def whole_layers_of(record: Record) -> dict[str, Any]:
+    """The same, where it has every count that rows are sorted and shown by; TypeError where one is missing or none."""
+    layer = layers_of(record)
+    odd = [key for key in (*COUNTS, *OF_KIND.get(layer["kind"], ())) if type(layer.get(key)) is not int]
+    if odd:
+        raise TypeError(f"resolved.ffn has no whole number as {', '.join(odd)}")
+    return layer
 
 
 def units_of(layer: dict[str, Any]) -> int:

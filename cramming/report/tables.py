@@ -114,7 +114,7 @@ def name_malformed(records: list[Record], paper: dict[str, Any]) -> None:
     for record in records:
         try:
             build_tables([record], paper)
-            build_figures([record, record], paper)
+            build_figures([record, {**record, "seed": record["seed"] + 1}], paper)  # two, as curves need, of two seeds
         except MALFORMED as error:
             raise UserError(
                 f"runs/{record['name']}.json: no table can be made of it ({type(error).__name__}: {error}); it was "

@@ -10,7 +10,7 @@ from cramming.files import checked_name
 from cramming.record import Record
 from cramming.report.comparisons import conditions
 from cramming.report.figures.style import looks, panels, saved
-from cramming.report.groups import identity, layers_of, scale_of, units_of
+from cramming.report.groups import identity, layers_of, scale_of, units_of, whole_layers_of
 from cramming.report.labels import labels_apart
 from cramming.report.stats import finite
 
@@ -80,7 +80,7 @@ def lines_of(records: Sequence[Record]) -> dict[str, list[Record]]:
 
 def in_order(record: Record) -> tuple[bool, int, int, str]:
     """Dense layers first, by their width; all others by neurons used, then trained."""
-    layer = layers_of(record)
+    layer = whole_layers_of(record)
     return layer["kind"] not in ("none", "dense"), layer["neurons_used"], layer["neurons_trained"], record["name"]
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cramming.report.comparisons import Comparison, Row
-from cramming.report.figures.style import DENSE, errors, marks, panels, saved
+from cramming.report.figures.style import DENSE, errors, marks, panels, plain_ticks, saved
 from cramming.report.times import Times, times_of
 
 
@@ -34,8 +34,6 @@ def has(found: Comparison, timed: Times) -> bool:
 
 def panel(axis: Any, found: Comparison, timed: Times, look: Mapping[str, dict[str, Any]]) -> None:
     """Loss over time per token; bars are the range over the seeds and the times' 10 to 90 %."""
-    from matplotlib.ticker import LogFormatter
-
     dense = [row for row in found.dense if row.tag in timed.rows and row.loss]
     points = [place(row, timed) for row in dense]
     axis.plot(*zip(*points, strict=True), color=DENSE, linewidth=1) if points else None
@@ -50,8 +48,7 @@ def panel(axis: Any, found: Comparison, timed: Times, look: Mapping[str, dict[st
         axis.axhline(none.mean, color="grey", linewidth=1, linestyle="--", label="no feedforward layer")
     axis.set_xscale("log")
     axis.margins(x=0.12)  # room for the names of the widths
-    for ticks in (axis.xaxis.set_major_formatter, axis.xaxis.set_minor_formatter):
-        ticks(LogFormatter(minor_thresholds=(2, 0.5)))
+    plain_ticks(axis.xaxis)
     axis.set(xlabel="time of a layer per token [µs], inference", ylabel="validation loss [nats]")
     axis.set_title(f"{found.experiment}, {found.scale}\n{timed.title} of a call, {timed.note}", fontsize=8)
 

@@ -46,9 +46,15 @@ def marks(names: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 @contextmanager
 def panels(
-    rows: int, columns: int, width: float = 5.5, height: float = 4.0, margin: float = 1.0
+    rows: int,
+    columns: int,
+    width: float = 5.5,
+    height: float = 4.0,
+    margin: float = 1.0,
+    *,
+    heights: Sequence[float] | None = None,
 ) -> Iterator[tuple[Any, Any]]:
-    """A figure and its axes (rows, columns), of inches each; closed at the end."""
+    """A figure and its axes (rows, columns), of inches each, rows of `heights` where they differ; closed at the end."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -56,7 +62,12 @@ def panels(
 
     with pyplot.rc_context(RC):
         figure, axes = pyplot.subplots(
-            rows, columns, figsize=(margin + width * columns, height * rows), squeeze=False, layout="constrained"
+            rows,
+            columns,
+            figsize=(margin + width * columns, sum(heights or [height] * rows)),
+            height_ratios=heights,
+            squeeze=False,
+            layout="constrained",
         )
         try:
             yield figure, axes
@@ -72,6 +83,18 @@ def saved(figure: Any, name: str) -> dict[str, bytes]:
         figure.savefig(buffer, format=form, dpi=150, metadata=metadata)
         files[f"{name}.{form}"] = buffer.getvalue()
     return files
+
+
+def plain_ticks(axis: Any) -> None:
+    """Numbers beside a logarithmic axis as they are, 0.1 and no power; between its decades too, where there are few."""
+    from matplotlib.ticker import LogFormatter
+
+    class Plain(LogFormatter):
+        def __call__(self, x: float, pos: int | None = None) -> str:
+            return f"{x:g}" if super().__call__(x, pos) else ""
+
+    axis.set_major_formatter(Plain(minor_thresholds=(2, 0.5)))
+    axis.set_minor_formatter(Plain(minor_thresholds=(2, 0.5)))
 
 
 def errors(value: float, low: float, high: float) -> list[list[float]]:

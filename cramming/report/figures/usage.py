@@ -17,8 +17,8 @@ def draw_usage(sets: Sequence[Comparison]) -> dict[str, bytes]:
     shown = [(found, rows) for found in sets if len(rows := [row for row in found.rows if history(row)]) > 1]
     if not shown:
         return {}
-    height = max(2.0, 0.9 + 0.28 * max(len(rows) for _, rows in shown))
-    with panels(len(shown), 2, width=5.2, height=height, margin=2.0) as (figure, axes):
+    heights = [max(2.0, 0.9 + 0.28 * len(rows)) for _, rows in shown]
+    with panels(len(shown), 2, width=5.2, margin=2.0, heights=heights) as (figure, axes):
         for line, (found, rows) in zip(axes, shown, strict=True):
             for axis, (name, title) in zip(line, QUANTITIES, strict=True):
                 panel(axis, rows, name)
@@ -42,7 +42,7 @@ def panel(axis: Any, rows: Sequence[Row], name: str) -> None:
 
 
 def history(row: Row) -> dict[int, dict[str, float]]:
-    """Percent of progress -> quantity -> mean over the runs whose losses count, as a share; of layers that choose alone."""
+    """Percent of progress -> quantity -> its mean, as a share; of runs whose losses count and layers that choose."""
     found: dict[int, dict[str, list[float]]] = {}
     for record in row.group.good if row.losses else ():
         for mark in record.get("curve", []):

@@ -1,7 +1,11 @@
 """Several groups of one name, sizes of one budget, records of one seed: told apart, never drawn or averaged as one."""
 
+from pathlib import Path
+
 import pytest
 
+from cramming.errors import UserError
+from cramming.files import write_json
 from cramming.report.comparisons import comparisons
 from cramming.report.figures.curves import comparable, lines_of
 from cramming.report.figures.pareto import draw_pareto
@@ -9,10 +13,13 @@ from cramming.report.figures.style import marks
 from cramming.report.figures.usage import history
 from cramming.report.figures.width import draw_widths
 from cramming.report.groups import pretrain_groups
+from cramming.report.tables import write_tables
 from cramming.report.times import layer_times
 from cramming.report.versus import usage_of
 from tests.cramming.report.test_times import layers, timed
 from tests.helpers.priced import compared, dense, runs
+
+PAPER = Path(__file__).resolve().parents[3] / "results" / "paper.yaml"
 
 
 def at_end(records, **quantities):
@@ -84,6 +91,18 @@ def test_a_row_without_a_loss_says_nothing_of_its_leaves() -> None:
     assert (usage_of(found.rows[0]), history(found.rows[0])) == ((None, None), {})
 
 
+@pytest.mark.parametrize("key", ["trees", "depth", "leaves", "neurons_used"])
+@pytest.mark.parametrize("value", [None, "x"])
+def test_a_record_whose_layer_lacks_a_count_is_named_beside_others(tmp_path: Path, key: str, value: str | None) -> None:
+    (tmp_path / "paper.yaml").write_bytes(PAPER.read_bytes())
+    bent = runs("1x8", 90, group="st", hardening={"form": "straight_through"})
+    bent[0]["resolved"]["ffn"][key] = value
+    for each in (*runs("1x8", 80), *bent):
+        write_json(tmp_path / "runs" / f"{each['name']}.json", each)
+    with pytest.raises(UserError, match=rf"runs/micro-1x8-s0-st\.json: .*{key}"):
+        write_tables(tmp_path)
+
+
 def test_a_row_looks_the_same_in_the_panels_of_all_sizes() -> None:
     small = [*dense(), *runs("1x2", 20), *runs("1x8", 90)]
     large = of_size([*dense(), *runs("1x8", 90)], 256)
@@ -95,3 +114,15 @@ def test_a_row_looks_the_same_in_the_panels_of_all_sizes() -> None:
     for svg in drawn:
         assert svg.count(b"4 layers x 128") == svg.count(b"4 layers x 256") == 1
     assert drawn[1].count(b">1x8<") == 1  # one legend for both
+
+
+def test_sets_stand_by_size_and_not_by_the_letters_of_their_numbers() -> None:
+    records = [each for size in (1024, 64, 192) for each in of_size(runs("1x8", 90), size)]
+    whole = runs("1x8", 90, train={"budget_tokens": 9_000_000}, group="early")
+    titles = [found.title.split(",")[1] for found in compared([*records, *whole])]
+    assert titles == [f" 4 layers x {size}" for size in (64, 128, 192, 1024)]
+    budgets = [
+        found.scale
+        for found in compared([*runs("1x8", 90), *runs("1x8", 90, train={"budget_tokens": 9_000_000}, group="early")])
+    ]
+    assert budgets == ["4 layers x 128, 9,000,000 tokens", "4 layers x 128, 12,000,000 tokens"]
