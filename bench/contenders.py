@@ -7,10 +7,12 @@ from torch import Tensor
 
 from bench.options import Setting
 from bench.rivals import Rival, rival_contenders
-from fff.kernels import PROVIDERS
+from fff.int8 import int8_path_fff
+from fff.kernels import INT8, PROVIDERS
 from fff.layers.dense import DenseFF
 from fff.layers.leaf import LeafFFF
 from fff.layers.path import PathFFF
+from fff.layers.quantised import QuantisedPath
 from fff.layers.shared import SharedFF
 from fff.reference import PathResult, leaf_fff, path_fff, with_master_leaf
 
@@ -22,25 +24,30 @@ HALF_ERROR = 3e-2
 MASKED_MOST_TOKENS = {"cpu": 16384}
 
 Layer = PathFFF | LeafFFF
-Defined = Layer | DenseFF | SharedFF
+Defined = Layer | QuantisedPath | DenseFF | SharedFF
+QUANTISED = "int8"  # the name of the layer's form on eight-bit integers
 MASTER = "master_"  # how the names of a master leaf's weights begin
 
 
 def contenders(
     base: Layer | Rival, setting: Setting, x: Tensor
-) -> tuple[dict[str, Layer] | dict[str, Rival], dict[str, float]]:
+) -> tuple[dict[str, Layer | QuantisedPath] | dict[str, Rival], dict[str, float]]:
     """Copies of the layer by provider, in the setting's dtype, and their errors on x, which is what is timed.
+
+    In inference on a CPU also "int8", by its own provider cpu and held to its own definition.
 
     Raises:
         AssertionError: a provider computes something else than the definition; nothing is timed then.
     """
     if isinstance(base, Rival):
         return rival_contenders(base, setting, x)
-    found: dict[str, Layer] = {}
+    found: dict[str, Layer | QuantisedPath] = {}
     for name in usable(base, setting, x.device):
         layer = copy_of(base, name).to(x.device, setting.dtype)
         layer.load_state_dict(base.state_dict())
         found[name] = layer
+    if isinstance(base, PathFFF) and takes_int8(setting, x.device):
+        found[QUANTISED] = QuantisedPath.from_float(base, "cpu").eval()
     return found, {name: check(layer, x, name) for name, layer in found.items()}
 
 
@@ -60,6 +67,12 @@ def usable(base: Layer, setting: Setting, device: torch.device) -> list[str]:
     if isinstance(base, LeafFFF):  # in training plain torch computes it
         names = [name for name in names if name == "gather" or (name == "cpu" and setting.mode == "inference")]
     return names
+
+
+def takes_int8(setting: Setting, device: torch.device) -> bool:
+    """Whether int8 trees are timed beside a PathFFF: the setting asks for them and the C++ is there."""
+    asked = setting.mode == "inference" and (not setting.providers or QUANTISED in setting.providers)
+    return asked and device.type == "cpu" and INT8.providers["cpu"].available(device, setting.dtype) is None
 
 
 def copy_of(base: Layer, provider: str) -> Layer:
@@ -125,6 +138,9 @@ def definition(layer: Defined) -> Callable[[Tensor], PathResult]:
         tree, shared = definition(tree_of(layer)), definition(layer.shared)
         return lambda x: (found := tree(x))._replace(y=found.y + shared(x).y)
     wide = {name: parameter.detach().double() for name, parameter in layer.named_parameters()}
+    if isinstance(layer, QuantisedPath):
+        rows = (layer.w_in, layer.scale_in, layer.b_in, layer.w_out, layer.scale_out)
+        return lambda x: int8_path_fff(x.float(), *rows, layer.activation)
     if isinstance(layer, DenseFF):
         return lambda x: PathResult(_dense(layer.gated, x, *wide.values()), no_nodes(x), no_nodes(x).double())
     if isinstance(layer, LeafFFF):

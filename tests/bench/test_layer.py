@@ -15,6 +15,7 @@ from bench.timing import REPEATED_BELOW, figures, interleaved
 from fff.kernels import PROVIDERS
 from fff.layers.leaf import LeafFFF
 from fff.layers.path import PathFFF
+from fff.layers.quantised import QuantisedPath
 from fff.testing import inputs
 
 CPU = torch.device("cpu")
@@ -67,6 +68,25 @@ def test_a_leaf_layer_is_held_to_its_definition(provider: str, depth: int) -> No
     layer.forward = lambda x: forward(x) + 1e-3  # type: ignore[method-assign]
     with pytest.raises(AssertionError, match=f"{provider}: error"):
         check(layer, x, provider)
+
+
+@pytest.mark.skipif(PROVIDERS["cpu"].available(CPU, torch.float32) is not None, reason="the C++ cannot be built")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_int8_trees_are_timed_and_held_to_their_own_definition(dtype: torch.dtype) -> None:
+    rows = {row.name: row for row in measure(Setting(2, 3, 4, dtype, "inference", seconds=0.0), CPU)}
+    assert rows["int8"].provider == "int8"
+    assert rows["int8"].relative_error is not None
+    for setting in (
+        Setting(2, 3, 4, dtype, "training", seconds=0.0),
+        Setting(2, 3, 4, dtype, "inference", seconds=0.0, providers=("gather",)),
+    ):
+        assert "int8" not in {row.name for row in measure(setting, CPU)}
+    layer, x = QuantisedPath.from_float(PathFFF(WIDTH, WIDTH, 3)).eval(), inputs("iid", 40)[0].to(dtype)
+    assert check(layer, x, "int8") < 1e-2
+    forward = layer.forward
+    layer.forward = lambda x: 1.1 * forward(x)  # type: ignore[method-assign]
+    with pytest.raises(AssertionError, match="int8: error"):
+        check(layer, x, "int8")
 
 
 def test_both_ways_of_a_leaf_layer_are_timed() -> None:
