@@ -14,7 +14,7 @@ namespace fff {
 using at::Tensor;
 using std::optional;
 
-constexpr int64_t kDeepest = 29;  // heap numbers of nodes are int32
+constexpr int64_t kDeepest = 29;      // heap numbers of nodes are int32
 constexpr int64_t kWidest = 1 << 17;  // products of two bytes whose sum is an int32
 
 inline Activation activation_of(int64_t number) {

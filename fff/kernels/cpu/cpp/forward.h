@@ -43,8 +43,8 @@ inline int64_t padded(int64_t width) { return (width + kStep - 1) / kStep * kSte
 // to (tokens, out_width) = sum over trees and path nodes of coefficient * the node's row; w (T, M, row_width),
 // coefficients (tokens, stride). Needs the sorted tokens of all trees in `space`.
 template <class E, class B, class O>
-void sum_paths(const Layer<E, B>& layer, const E* w, int64_t row_width, const float* coefficients, int64_t tokens, O* to,
-               Space& space) {
+void sum_paths(const Layer<E, B>& layer, const E* w, int64_t row_width, const float* coefficients, int64_t tokens,
+               O* to, Space& space) {
   const int64_t length = layer.length(), depth = layer.depth, nodes = layer.nodes();
   // Sums over trees are kept in float32: in place, or beside a bfloat16 output.
   constexpr bool beside = sizeof(O) < sizeof(float);

@@ -123,8 +123,7 @@ inline void pair_dots(const int8_t* const* tokens, const int8_t* const* rows, in
     for (int t = 0; t < T; ++t) step(t, tokens[t] + i, rows[t] + i);
   }
   if (rest)
-    for (int t = 0; t < T; ++t)
-      step(t, EndPiece(tokens[t] + whole, rest).bytes, EndPiece(rows[t] + whole, rest).bytes);
+    for (int t = 0; t < T; ++t) step(t, EndPiece(tokens[t] + whole, rest).bytes, EndPiece(rows[t] + whole, rest).bytes);
   for (int t = 0; t < T; ++t) out[t] = total(sums[t][0][0]);
 }
 

@@ -64,8 +64,7 @@ void leaf_forward(const LeafLayer<E>& layer, const E* x, int64_t tokens, E* y, S
   space.reserve(2, tokens);
   const Sorted nodes = space.sorted(0, tokens), sorted = space.sorted(1, tokens);
   float* scores = at_least(space.active, tokens * layer.depth);
-  Walk<E> walk{x,     layer.w_node, {layer.b_node}, nullptr, scores,    layer.width,
-               above, layer.depth,  0,              nodes,   space.walk};
+  Walk<E> walk{x, layer.w_node, {layer.b_node}, nullptr, scores, layer.width, above, layer.depth, 0, nodes, space.walk};
   walk.run(tokens);
   int32_t* leaf = at_least(space.leaves, tokens);
   for (int64_t i = 0; i < tokens; ++i) {

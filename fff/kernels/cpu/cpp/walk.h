@@ -197,7 +197,7 @@ struct Walk {
 
   void last_level(const List& list) {
     const E* rows[1] = {row(list.node)};
-    each_token(list, rows, [&](int64_t at, int64_t token, const Dot (&dot)[1]) {
+    each_token(list, rows, [&](int64_t at, int64_t token, const Dot(&dot)[1]) {
       scores[token * stride + list.level] = score(dot[0], token, list.node);
       sorted.leaf[at] = list.node;
     });
@@ -207,7 +207,7 @@ struct Walk {
     const int32_t left = 2 * list.node + 1;
     const E* rows[3] = {row(list.node), row(left), row(left + 1)};
     const bool last = list.level + 1 == depth;
-    each_token(list, rows, [&](int64_t at, int64_t token, const Dot (&dot)[3]) {
+    each_token(list, rows, [&](int64_t at, int64_t token, const Dot(&dot)[3]) {
       float* found = scores + token * stride + list.level;
       found[0] = score(dot[0], token, list.node);
       const bool first = right(found[0], token, list.level);
