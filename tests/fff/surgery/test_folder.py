@@ -80,7 +80,11 @@ model.save_pretrained(sys.argv[1] + "/again")
 
 
 @pytest.mark.parametrize(
-    ("name", "auto"), [("bert", "AutoModelForSequenceClassification"), ("gpt2", "AutoModelForCausalLM")]
+    ("name", "auto"),
+    [
+        ("bert", "AutoModelForSequenceClassification"),
+        pytest.param("gpt2", "AutoModelForCausalLM", marks=pytest.mark.slow),
+    ],
 )
 def test_a_plain_auto_class_loads_it_with_trust_remote_code(name: str, auto: str, tmp_path: Path) -> None:
     model = foreign(name)
