@@ -117,10 +117,10 @@ def test_a_mistake_is_named_before_anything_is_written(options: list[str], words
 def test_the_rows_are_the_curve_the_family_and_others() -> None:
     runs = planned("micro", [], [0], ["data.files=[a.txt]"])
     assert len({run.root.run_name for run in runs}) == len(runs) > 10
-    dense = [run.root.ffn.settings.neurons_trained for run in runs[:6]]
-    assert dense == [0, 4, 16, 64, 256, 1024]
-    assert [run.root.ffn.tag for run in runs[6:10]] == ["1x8", "4x6", "16x4", "64x2"]
-    assert [run.row for run in runs[:10]] == [run.root.ffn.tag for run in runs[:10]]
+    dense = [run.root.ffn.settings.neurons_trained for run in runs[:7]]
+    assert dense == [0, 4, 16, 64, 256, 512, 1024]
+    assert [run.root.ffn.tag for run in runs[7:11]] == ["1x8", "4x6", "16x4", "64x2"]
+    assert [run.row for run in runs[:11]] == [run.root.ffn.tag for run in runs[:11]]
 
 
 def test_all_rows_of_a_seed_come_before_the_next_seed() -> None:

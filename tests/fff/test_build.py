@@ -132,7 +132,8 @@ def test_compilers_end_with_a_killed_builder_and_the_next_one_clears_up(
     slow = compiler(own.parent / "slow", f"exec 9> {pipe}; echo started >&9; sleep 60; echo survived >&9")
     builder = subprocess.Popen([sys.executable, "-c", KILLED], env={**os.environ, "CXX": str(slow)})
     with pipe.open() as said:  # it ends when nobody holds the other end any more
-        assert [said.readline() for _ in build.SOURCES.glob("*.cpp")] == ["started\n"] * 2
+        sources = len(list(build.SOURCES.glob("*.cpp")))
+        assert [said.readline() for _ in range(sources)] == ["started\n"] * sources
         os.kill(builder.pid, signal.SIGKILL)
         builder.wait()
         assert said.read() == ""

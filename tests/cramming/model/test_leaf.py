@@ -93,7 +93,7 @@ def test_the_new_fields_leave_other_layers_names_alone(tmp_path: Path) -> None:
         ({"master_width": -1}, "ffn.master_width is -1"),
         ({"activation": "gated_gelu"}, "ffn.activation is 'gated_gelu'; leaf takes one of gelu"),
         ({"trees": 2}, "ffn.trees does not belong to ffn=leaf; set ffn.trees=null"),
-        ({"bias": False}, "ffn.bias belongs to ffn=path"),
+        ({"bias": False}, "ffn.bias belongs to ffn=fixed and ffn=path"),
         ({"kind": "path", "trees": 1}, "ffn.leaf_width does not belong to ffn=path; set ffn.leaf_width=null"),
     ],
 )
