@@ -15,7 +15,7 @@ FLOORS = {
         ("fff.decisions", "fff.reference"),
         ("fff.int8", "fff.losses"),
         ("fff.kernels",),
-        ("fff.balance", "fff.layers.base", "fff.layers.operands"),
+        ("fff.balance", "fff.layers.base", "fff.layers.checks", "fff.layers.nodes", "fff.layers.operands"),
         ("fff.layers", "fff.rivals"),
         ("fff",),  # the package's own page
         ("fff.feedforward", "fff.halving", "fff.hardening", "fff.testing"),

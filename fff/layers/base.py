@@ -3,7 +3,6 @@
 A kind is a file beside this one with a `Settings` class and a layer, and a line in `fff.feedforward`.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
@@ -70,20 +69,6 @@ class Settings:
     def specification(self) -> dict[str, Any]:
         """The settings as plain values, with the kind; `fff.feedforward.settings_from` reads them."""
         return {"kind": self.kind, **asdict(self)}
-
-
-def whole_number(name: str, value: object, least: int, most: int | None = None, *, example: int | None = None) -> None:
-    """Refuse (ValueError) what is no whole number within the bounds, or None."""
-    if type(value) is int and value >= least and (most is None or value <= most):
-        return
-    bounds = f"to {least} or more" if most is None else f"from {least} to {most}"
-    raise ValueError(f"`{name}` is {value!r}; set it {bounds}" + (f", e.g. `{name}`={example}." if example else "."))
-
-
-def rate_or_weight(name: str, value: object) -> None:
-    """Refuse (ValueError) what is no finite number of 0 or more."""
-    if type(value) not in (int, float) or not 0 <= value < math.inf:  # type: ignore[operator]
-        raise ValueError(f"`{name}` is {value!r}; set it to a number of 0 or more.")
 
 
 class Route(NamedTuple):
@@ -181,7 +166,32 @@ class Routed(Feedforward):
         raise NotImplementedError
 
 
-class Hardenable(Routed):
+class Trees(Routed):
+    """Trees beside each other, each of `depth` decisions, of which a token reaches one leaf each."""
+
+    trees: int
+    depth: int
+
+    @property
+    def groups(self) -> int:
+        """Trees."""
+        return self.trees
+
+    @property
+    def units(self) -> int:
+        """Leaves of a tree."""
+        return 2**self.depth
+
+    def path(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Nodes on each token's path down to its leaf, and their scores, as the layer's class says."""
+        raise NotImplementedError
+
+    def route(self, x: Tensor) -> Route:
+        """The leaf that each token of x (..., d_in) reaches in each tree, and the path to it. Without region leak."""
+        return Route.of_path(*self.path(x))
+
+
+class Hardenable(Trees):
     """What trees share: which form they take in training, at which temperature, with which auxiliary losses.
 
     In evaluation a layer is hard, unless inside `soft_evaluation`. Attributes, to be set by `set_hardening`:
@@ -193,8 +203,6 @@ class Hardenable(Routed):
     """
 
     loss_weights = MappingProxyType(dict.fromkeys(TREE_LOSSES, 0.0))
-    trees: int
-    depth: int
     w_in: nn.Parameter
 
     def __init__(self) -> None:
@@ -215,16 +223,6 @@ class Hardenable(Routed):
         return self.form if self.training else self.evaluation_form
 
     @property
-    def groups(self) -> int:
-        """Trees."""
-        return self.trees
-
-    @property
-    def units(self) -> int:
-        """Leaves of a tree."""
-        return 2**self.depth
-
-    @property
     def decision_bias(self) -> Tensor | None:
         """Biases of the decisions (trees, 2^depth - 1), a parameter or a part of one; None where they have none."""
         raise NotImplementedError
@@ -232,14 +230,6 @@ class Hardenable(Routed):
     def refuse_form(self, form: str) -> str | None:
         """None, or why this layer cannot take the form."""
         return None
-
-    def path(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Nodes on each token's path down to its leaf, and their scores, as the layer's class says."""
-        raise NotImplementedError
-
-    def route(self, x: Tensor) -> Route:
-        """The leaf that each token of x (..., d_in) reaches in each tree, and the path to it. Without region leak."""
-        return Route.of_path(*self.path(x))
 
     def leak(self, *shape: int) -> Tensor | None:
         """Decisions (bool) that the region leak turns round in this forward pass; None for none."""

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fff.layers.base import Feedforward, Flops, Settings, whole_number
+from fff.layers.base import Feedforward, Flops, Settings
+from fff.layers.checks import one_of, whole_number
 
 ACTIVATIONS = ("gelu", "gated_gelu")
 
@@ -23,8 +24,7 @@ class DenseSettings(Settings):
 
     def __post_init__(self) -> None:
         whole_number("width", self.width, 1, example=3072)
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(f"`activation` is {self.activation!r}; dense takes one of {', '.join(ACTIVATIONS)}.")
+        one_of("activation", self.activation, ACTIVATIONS, self.kind)
         if self.gated and self.width % 2:
             raise ValueError(f"`width` is {self.width}; gated_gelu halves it, so it must be even.")
 

@@ -13,7 +13,8 @@ from torch.utils.checkpoint import checkpoint
 from fff.activations import ACTIVATIONS, activation_named
 from fff.kernels import LEAF, Chooser, Provider, check, for_any_size
 from fff.kernels.leaves import LeafOperands, Leaves, dense, mixture
-from fff.layers.base import Flops, Hardenable, Settings, whole_number
+from fff.layers.base import Flops, Hardenable, Settings
+from fff.layers.checks import one_of, whole_number
 from fff.layers.operands import computing_dtype
 from fff.losses import Decisions
 from fff.topology import first_node
@@ -38,8 +39,7 @@ class LeafSettings(Settings):
         whole_number("depth", self.depth, 0, 20, example=5)
         whole_number("leaf_width", self.leaf_width, 1, example=8)
         whole_number("master_width", self.master_width, 0)
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(f"`activation` is {self.activation!r}; leaf takes one of {', '.join(ACTIVATIONS)}.")
+        one_of("activation", self.activation, ACTIVATIONS, self.kind)
 
     @property
     def tag(self) -> str:

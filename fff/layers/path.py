@@ -1,7 +1,5 @@
 """PathFFF, the fast feedforward layer of arXiv 2311.10770. Not its settings (path_settings), nor how it is computed."""
 
-import math
-from functools import partial
 from typing import Any
 
 import torch
@@ -13,15 +11,17 @@ from fff.balance import Balanced
 from fff.decisions import went_right
 from fff.kernels import PATH, Chooser, PathOperands, Provider, check, in_forward_mode
 from fff.kernels.masked import soft
-from fff.layers.base import Hardenable, rate_or_weight
+from fff.layers.base import Hardenable
+from fff.layers.checks import rate_or_weight
+from fff.layers.nodes import Neurons
 from fff.layers.operands import computing_dtype
 from fff.losses import Decisions
-from fff.topology import first_node, nodes_in_tree, path_length, trained_neurons, used_neurons, walk
+from fff.topology import first_node, path_length, trained_neurons, used_neurons, walk
 
 CHOICE_DEPENDS_ON = ("activation", "execution", "provider", "evaluation_form")
 
 
-class PathFFF(Balanced, Hardenable):
+class PathFFF(Balanced, Neurons, Hardenable):
     """Trees of neurons of which a token visits one path each: depth + 1 of 2^(depth+1) - 1 nodes.
 
     y = sum over trees and path nodes i of act(s_i) * w_out[i], with the score s_i = w_in[i] . x + b_in[i]; a token goes
@@ -47,9 +47,6 @@ class PathFFF(Balanced, Hardenable):
         ValueError: a size below its minimum, an unknown name, or execution and provider contradict each other.
     """
 
-    w_in: nn.Parameter
-    b_in: nn.Parameter | None
-    w_out: nn.Parameter
     _chooser: Chooser
 
     def __init__(
@@ -79,21 +76,12 @@ class PathFFF(Balanced, Hardenable):
         self._chooser = Chooser(PATH)
         self.d_in, self.d_out, self.depth, self.trees = d_in, d_out, depth, trees
         self.activation, self.execution, self.provider = activation, execution, provider
-        shape: tuple[int, int] = (trees, nodes_in_tree(depth))
-        empty = partial(torch.empty, device=device, dtype=dtype)
-        self.w_in = nn.Parameter(empty(*shape, d_in))
-        self.register_parameter("b_in", nn.Parameter(empty(*shape)) if bias else None)
-        self.w_out = nn.Parameter(empty(*shape, d_out))
+        self.make_nodes(d_in, d_out, bias=bias, device=device, dtype=dtype)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """The authors' layer initialisation: U(+-1/sqrt(d_in)) in, U(+-1/sqrt((depth + 1) trees)) out."""
-        bound = 1 / math.sqrt(self.d_in)
-        nn.init.uniform_(self.w_in, -bound, bound)
-        if self.b_in is not None:
-            nn.init.uniform_(self.b_in, -bound, bound)
-        bound = 1 / math.sqrt(used_neurons(self.trees, self.depth))
-        nn.init.uniform_(self.w_out, -bound, bound)
+        """The authors' initialisation of the nodes, and temperature 1."""
+        self.reset_nodes()
         nn.init.ones_(self.temperature)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -7,7 +7,8 @@ import torch
 
 from fff.activations import ACTIVATIONS
 from fff.kernels import check
-from fff.layers.base import Flops, Settings, rate_or_weight, whole_number
+from fff.layers.base import Flops, Settings
+from fff.layers.checks import one_of, rate_or_weight, true_or_false, whole_number
 from fff.layers.dense import DenseFF
 from fff.layers.path import PathFFF
 from fff.layers.shared import SharedFF
@@ -42,10 +43,8 @@ class PathSettings(Settings):
                 trees_for_neurons(self.neurons or 0, self.depth)
             except ValueError as error:
                 raise ValueError(f"`neurons`: {error}") from None
-        if not isinstance(self.bias, bool):
-            raise ValueError(f"`bias` is {self.bias!r}; set it to true or false.")
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(f"`activation` is {self.activation!r}; path takes one of {', '.join(ACTIVATIONS)}.")
+        true_or_false("bias", self.bias)
+        one_of("activation", self.activation, ACTIVATIONS, self.kind)
         check(self.execution, self.provider)
         whole_number("shared", self.shared, 0, example=16)
         rate_or_weight("rebalance_rate", self.rebalance_rate)

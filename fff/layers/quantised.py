@@ -10,7 +10,7 @@ from fff.activations import activation_named
 from fff.int8 import WIDEST, quantised
 from fff.kernels import INT8, Chooser, Int8Operands, Provider, check
 from fff.kernels.int8 import DTYPES
-from fff.layers.base import Route, Routed
+from fff.layers.base import Trees
 from fff.layers.operands import autocast_dtype, check_place
 from fff.layers.path import PathFFF
 from fff.topology import nodes_in_tree, path_length, used_neurons
@@ -18,7 +18,7 @@ from fff.topology import nodes_in_tree, path_length, used_neurons
 NUMBERS = ("scale_in", "b_in", "scale_out")  # buffers that stay float32
 
 
-class QuantisedPath(Routed):
+class QuantisedPath(Trees):
     """PathFFF's trees with rows of whole numbers from -127 to 127 and one scale each: a quarter of float32's bytes.
 
     Tokens are quantised as they come, once each; scores and sums are float32. Shapes: (..., d_in) -> (..., d_out), in
@@ -114,20 +114,6 @@ class QuantisedPath(Routed):
         nodes, scores = provider.paths(operands)
         shape = (*x.shape[:-1], self.trees, path_length(self.depth))
         return nodes.view(shape), scores.view(shape)
-
-    def route(self, x: Tensor) -> Route:
-        """The leaf that each token of x (..., d_in) reaches in each tree, and the path to it."""
-        return Route.of_path(*self.path(x))
-
-    @property
-    def groups(self) -> int:
-        """Trees."""
-        return self.trees
-
-    @property
-    def units(self) -> int:
-        """Leaves of a tree."""
-        return 2**self.depth
 
     @property
     def computed_by(self) -> frozenset[str]:

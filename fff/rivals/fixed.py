@@ -1,8 +1,6 @@
 """FixedPath, a tree whose paths are not learned, with its settings: the control of what learned decisions are worth."""
 
-import math
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -11,9 +9,11 @@ from torch.nn import functional
 
 from fff.activations import ACTIVATIONS, activation_named
 from fff.kernels.masked import all_scores, along_paths
-from fff.layers.base import Flops, Route, Routed, Settings, whole_number
+from fff.layers.base import Flops, Route, Settings, Trees
+from fff.layers.checks import one_of, true_or_false, whole_number
+from fff.layers.nodes import Neurons
 from fff.layers.operands import computing_dtype
-from fff.topology import ancestors, first_node, nodes_in_tree, path_length, trained_neurons, used_neurons, walk
+from fff.topology import ancestors, first_node, path_length, trained_neurons, used_neurons, walk
 
 WAYS = ("random", "token")
 
@@ -33,12 +33,9 @@ class FixedSettings(Settings):
     def __post_init__(self) -> None:
         whole_number("depth", self.depth, 0, 20, example=8)
         whole_number("trees", self.trees, 1, example=1)
-        if self.path not in WAYS:
-            raise ValueError(f"`path` is {self.path!r}; fixed takes one of {', '.join(WAYS)}.")
-        if not isinstance(self.bias, bool):
-            raise ValueError(f"`bias` is {self.bias!r}; set it to true or false.")
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(f"`activation` is {self.activation!r}; fixed takes one of {', '.join(ACTIVATIONS)}.")
+        one_of("path", self.path, WAYS, self.kind)
+        true_or_false("bias", self.bias)
+        one_of("activation", self.activation, ACTIVATIONS, self.kind)
 
     @property
     def tag(self) -> str:
@@ -67,7 +64,7 @@ class FixedSettings(Settings):
         return FixedPath(d_in, d_out, self, device=device, dtype=dtype)
 
 
-class FixedPath(Routed):
+class FixedPath(Neurons, Trees):
     """PathFFF's neurons along paths that nothing trains: (..., d_in) -> (..., d_out).
 
     y = sum over trees and path nodes i of act(w_in[i] . x + b_in[i]) * w_out[i], as PathFFF. The path follows from
@@ -79,7 +76,6 @@ class FixedPath(Routed):
     w_decide (trees, 2^depth - 1, d_in), which no gradient trains. With "token" a buffer salt (trees,) int64.
     """
 
-    b_in: nn.Parameter | None
     salt: Tensor
 
     def __init__(
@@ -95,25 +91,16 @@ class FixedPath(Routed):
         self.d_in, self.d_out, self.settings = d_in, d_out, settings
         self.depth, self.trees, self.activation = settings.depth, settings.trees or 1, settings.activation
         self.reads_tokens = settings.path == "token"
-        shape = self.trees, nodes_in_tree(self.depth)
-        empty = partial(torch.empty, device=device, dtype=dtype)
-        self.w_in = nn.Parameter(empty(*shape, d_in))
-        self.register_parameter("b_in", nn.Parameter(empty(*shape)) if settings.bias else None)
-        self.w_out = nn.Parameter(empty(*shape, d_out))
+        self.make_nodes(d_in, d_out, bias=settings.bias, device=device, dtype=dtype)
         if self.reads_tokens:
             self.register_buffer("salt", torch.zeros(self.trees, dtype=torch.int64, device=device))
         else:
-            self.w_decide = nn.Parameter(empty(self.trees, first_node(self.depth), d_in), requires_grad=False)
+            self.w_decide = nn.Parameter(torch.empty_like(self.w_in[:, : first_node(self.depth)]), requires_grad=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """As PathFFF's; the decisions' hyperplanes and salts anew."""
-        bound = 1 / math.sqrt(self.d_in)
-        nn.init.uniform_(self.w_in, -bound, bound)
-        if self.b_in is not None:
-            nn.init.uniform_(self.b_in, -bound, bound)
-        bound = 1 / math.sqrt(used_neurons(self.trees, self.depth))
-        nn.init.uniform_(self.w_out, -bound, bound)
+        self.reset_nodes()
         if self.reads_tokens:
             self._draw_salt()
         else:
@@ -130,16 +117,6 @@ class FixedPath(Routed):
     def _draw_salt(self) -> None:
         if self.salt.device.type != "meta":
             self.salt.random_(0, 2**31)
-
-    @property
-    def groups(self) -> int:
-        """Trees."""
-        return self.trees
-
-    @property
-    def units(self) -> int:
-        """Leaves of a tree."""
-        return 2**self.depth
 
     def forward(self, x: Tensor, tokens: Tensor | None = None) -> Tensor:
         """Apply the layer to x (..., d_in); tokens (...) int64 are the ids at its places, where `reads_tokens`.

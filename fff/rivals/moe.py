@@ -20,7 +20,8 @@ from fff.activations import ACTIVATIONS, activation_named
 from fff.balance import Balanced
 from fff.kernels.autograd import transformed
 from fff.kernels.leaves import Leaves, one_leaf_each
-from fff.layers.base import Flops, Route, Routed, Settings, rate_or_weight, whole_number
+from fff.layers.base import Flops, Route, Routed, Settings
+from fff.layers.checks import one_of, rate_or_weight, whole_number
 from fff.layers.operands import computing_dtype
 
 ALIGNMENT = 16  # bytes of a row, of which `grouped_mm` wants a multiple
@@ -47,8 +48,7 @@ class MoESettings(Settings):
         whole_number("top", self.top, 1, self.experts - 1, example=1)
         for name in ("balance_rate", "expert_balance_weight"):
             rate_or_weight(name, getattr(self, name))
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(f"`activation` is {self.activation!r}; moe takes one of {', '.join(ACTIVATIONS)}.")
+        one_of("activation", self.activation, ACTIVATIONS, self.kind)
 
     @property
     def tag(self) -> str:

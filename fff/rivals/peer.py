@@ -10,7 +10,8 @@ from torch.nn import functional
 
 from fff.activations import ACTIVATIONS, activation_named
 from fff.kernels.rows import dots, weighted
-from fff.layers.base import Flops, Route, Routed, Settings, whole_number
+from fff.layers.base import Flops, Route, Routed, Settings
+from fff.layers.checks import one_of, whole_number
 from fff.layers.operands import computing_dtype
 
 
@@ -33,8 +34,7 @@ class PEERSettings(Settings):
         whole_number("query_width", self.query_width, 2, example=128)
         if self.query_width % 2:
             raise ValueError(f"`query_width` is {self.query_width}; it is halved, so it must be even.")
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(f"`activation` is {self.activation!r}; peer takes one of {', '.join(ACTIVATIONS)}.")
+        one_of("activation", self.activation, ACTIVATIONS, self.kind)
 
     @property
     def tag(self) -> str:

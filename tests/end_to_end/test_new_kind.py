@@ -23,7 +23,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from fff.layers.base import Flops, Route, Routed, Settings, whole_number
+from fff.layers.base import Flops, Route, Routed, Settings
+from fff.layers.checks import whole_number
 
 
 @dataclass(frozen=True)
