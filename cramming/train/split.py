@@ -1,8 +1,5 @@
 """A fresh run's first biases from its first sequences: decisions part tokens in half. Not how (fff.halving)."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -13,6 +10,7 @@ from cramming.train.root import PretrainRoot
 from fff.halving import split_in_half
 from fff.hardening import hardenable
 from fff.layers.base import Hardenable
+from fff.regions import recorded_inputs
 
 SEQUENCES_AT_ONCE = 16  # not the run's microbatch, which may change with the number of processes: rounding is to stay
 
@@ -66,20 +64,9 @@ def biases_of(layer: Hardenable) -> Tensor:
 
 def first_inputs(parts: Parts, layer: Hardenable, count: int) -> Tensor:
     """What the layer is given, (tokens, d_in), in evaluation of the run's first `count` sequences."""
-    with given_to(layer) as inputs:
+    with recorded_inputs(layer) as inputs:
         for first in range(0, count, SEQUENCES_AT_ONCE):
             positions = np.arange(first, min(first + SEQUENCES_AT_ONCE, count))
             sequences = parts.data.train.take(parts.order.indices(positions))
             parts.objective.encode(parts.model, parts.objective.batch(sequences, positions).to(parts.world.device))
-    return torch.cat(inputs)
-
-
-@contextmanager
-def given_to(layer: nn.Module) -> Iterator[list[Tensor]]:
-    """Inside, each forward pass adds the layer's flat input."""
-    found: list[Tensor] = []
-    handle = layer.register_forward_pre_hook(lambda _, arguments: found.append(arguments[0].flatten(0, -2)))
-    try:
-        yield found
-    finally:
-        handle.remove()
+    return torch.cat([x.flatten(0, -2) for x in inputs[""]])

@@ -15,8 +15,9 @@ from cramming.objectives.masked import MaskedTokens
 from cramming.parallel.world import open_world
 from cramming.train.assemble import assemble, check_layer
 from cramming.train.parts import Parts
-from cramming.train.split import given_to, split_initially
+from cramming.train.split import split_initially
 from fff.hardening import hardenable
+from fff.regions import recorded_inputs
 from fff.usage import measure
 from tests.helpers.tiny import tiny_root
 
@@ -63,9 +64,9 @@ def test_each_layer_parts_the_tokens_that_the_set_ones_before_it_give(ffn: FFNCo
     positions = np.arange(20)
     batch = parts.objective.batch(Noise().take(parts.order.indices(positions)), positions)
     for layer in layers:
-        with torch.no_grad(), given_to(layer) as inputs:
+        with torch.no_grad(), recorded_inputs(layer) as inputs:
             parts.objective.encode(parts.model.eval(), batch)
-        usage = measure(layer.route(inputs[0]))
+        usage = measure(layer.route(inputs[""][0].flatten(0, -2)))
         assert usage.counts.min() >= 79  # of 640 / 8; another batch size may round otherwise
         assert usage.counts.max() <= 81
     assert isinstance(parts.objective, MaskedTokens)
