@@ -43,12 +43,11 @@ class Planned:
         found = (recognised(Path(self.root.results_dir), name.run, content)[1] for name in self.root.names)
         return next((record for record in found if record is not None), None)
 
-    def ended_badly(self, data: str | None = None) -> str | None:
+    def ended_badly(self) -> str | None:
         """Why it ended without results, of one whose record says so: its loss diverged."""
         for path in (record_file(Path(self.root.results_dir), name.run) for name in self.root.names):
             record = read_record(path) if path.exists() else None
-            same = record is not None and data in (None, record.get("data_fingerprint"))
-            if record is not None and same and record["status"] != "finished":
+            if record is not None and record["status"] != "finished":
                 return f"{record['status']}: {record.get('error', 'without a word')}"
         return None
 

@@ -11,7 +11,7 @@ from typing import Any
 from cramming.checks import number
 from cramming.errors import Stopped
 from cramming.plan import Planned, missing, train
-from cramming.report.tables import write_figures, write_tables
+from cramming.report.tables import write_report
 from cramming.train.cost import cost_of
 
 
@@ -62,8 +62,7 @@ def complete(runs: Sequence[Planned], arguments: argparse.Namespace, threads: in
             tell(run.root.run_name, word + (f"   [{ended} of {len(todo)}]" if word != "begins" else ""))
             if word.startswith("failed"):
                 failed[run.root.run_name] = word
-        results = Path(runs[0].root.results_dir)
-        written = [*write_tables(results), *write_figures(results)]
+        written = write_report(Path(runs[0].root.results_dir))
         tell("written", f"{written[0].parent} and figures, {len(written)} files")
     finally:
         whole = show(runs, failed)

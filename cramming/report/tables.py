@@ -84,29 +84,38 @@ def build_tables(records: list[Record], paper: dict[str, Any], rows: Sequence[Ro
     }
 
 
+Build = Callable[..., Mapping[str, str | bytes]]
+
+
 def write_tables(results_dir: Path) -> list[Path]:
     """Write every table and return the paths. UserError names a damaged record or file of speed."""
-    return write(results_dir, "tables", build_tables)
+    return write(results_dir, {"tables": build_tables})
 
 
 def write_figures(results_dir: Path) -> list[Path]:
     """Write every figure of which there is something to show and return the paths. UserError as `write_tables`."""
-    return write(results_dir, "figures", build_figures)
+    return write(results_dir, {"figures": build_figures})
 
 
-def write(results_dir: Path, folder: str, build: Callable[..., Mapping[str, str | bytes]]) -> list[Path]:
-    """Write what `build` makes of the results into a folder of theirs: all of it, or nothing where it fails."""
+def write_report(results_dir: Path) -> list[Path]:
+    """Write both, of results that are read once."""
+    return write(results_dir, {"tables": build_tables, "figures": build_figures})
+
+
+def write(results_dir: Path, builds: Mapping[str, Build]) -> list[Path]:
+    """Write what is made of the results into folders of theirs, by name: all of it, or nothing where some fails."""
     records, paper = read_records(results_dir), read_paper(paper_file(results_dir))
     rows = read_speed(results_dir / "bench")
     remove_leftovers(results_dir / "runs")
     try:
-        files = build(records, paper, rows)
+        made = {folder: build(records, paper, rows) for folder, build in builds.items()}
     except MALFORMED:
         name_malformed(records, paper)
         raise
-    for name, content in files.items():
-        write_atomic(results_dir / folder / name, content)
-    return [results_dir / folder / name for name in files]
+    files = {results_dir / folder / name: each for folder, mine in made.items() for name, each in mine.items()}
+    for path, content in files.items():
+        write_atomic(path, content)
+    return list(files)
 
 
 def name_malformed(records: list[Record], paper: dict[str, Any]) -> None:
