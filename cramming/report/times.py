@@ -53,7 +53,9 @@ class Times:
         return [0, *sorted(found)], [0.0, *(found[width] for width in sorted(found))]
 
     def dense_seconds(self, width: float) -> float:
-        """What a dense layer of a width takes, linear between those timed; inf beyond, 0 for none."""
+        """What a dense layer of a width takes, linear between those timed; inf beyond, 0 for none, -inf for -inf."""
+        if width == -math.inf:
+            return width
         widths, seconds = self.dense
         beyond = width > widths[-1] and not math.isclose(width, widths[-1])
         return math.inf if beyond else float(np.interp(width, widths, seconds))
@@ -66,11 +68,12 @@ class Times:
         if worth is None or tag not in self.rows or len(self.dense[0]) < 2:
             return None, None, None
         own = self.rows[tag]["median"]
-        value, low, high = (
-            width if width is None or width == -math.inf else self.dense_seconds(width) / own
-            for width in (worth.value, worth.low, worth.high)
-        )
-        return value, low, high
+        if worth.low is None or worth.high is None:
+            return self.dense_seconds(worth.value) / own, None, None
+        # A wider layer may take less: the interval is that of all widths in it.
+        inside = [width for width in self.dense[0] if worth.low < width < worth.high]
+        seconds = [self.dense_seconds(width) for width in (worth.value, worth.low, worth.high, *inside)]
+        return seconds[0] / own, min(seconds) / own, max(seconds) / own
 
     def bounded(self, ratio: float | None, tag: str, ends: tuple[int, int]) -> float | str | None:
         """A ratio, or where there is no number what it is at least or at most; `ends` are the curve's widths."""

@@ -60,6 +60,13 @@ def test_beyond_what_was_timed_or_measured_a_bound_stands():
     assert times.text(Worth(float("-inf"), None, None, (0,)), "1x8", (4, 1024)) == "<= 1.25"
 
 
+def test_an_interval_spans_all_widths_in_it_where_a_wider_layer_was_timed_as_faster():
+    rows = [timed("1x8", 1e-6), timed("dense4", 4e-6), timed("dense16", 7e-6), timed("dense64", 3e-6)]
+    (times,) = layer_times(rows)
+    assert times.ratio(Worth(4.0, 4.0, 64.0, (0, 1, 2)), "1x8") == pytest.approx((4, 3, 7))
+    assert times.text(Worth(16.0, 4.0, 64.0, (0, 1, 2)), "1x8", (0, 64)) == "7.00 (3.00 to 7.00)"
+
+
 def test_each_number_of_tokens_has_a_column_and_the_newest_run_counts():
     again = layers(tree=8e-6, run="r2", date="2026-02-02T00:00:00Z")
     rows = sorted([*layers(), *layers(tokens=1, tree=1e-6), *again], key=lambda row: row["date"])
