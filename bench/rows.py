@@ -29,6 +29,7 @@ WHAT = (
     "pretraining step",
     "update alone",
     "pretraining",  # through the training loop
+    "busy machine",  # pretraining steps beside other work: busy.py
 )
 UNITS = ("s", "MB", "tokens/s")
 DATE = "%Y-%m-%dT%H:%M:%SZ"
