@@ -21,6 +21,7 @@ from cramming.report.pretraining import pretraining_csv, pretraining_markdown
 from cramming.report.speed import Row, read_speed, speed_csv, speed_markdown, speed_tex
 from cramming.report.suites import glue_csv, glue_markdown, glue_tex, mini_csv, mini_markdown
 from cramming.report.times import layer_times
+from cramming.report.trend import trend_csv, trend_markdown, trend_tex
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 # What code raises that finds another value than a record has there.
@@ -69,6 +70,9 @@ def build_tables(records: list[Record], paper: dict[str, Any], rows: Sequence[Ro
         "depth.md": depth_markdown(sets),
         "depth.csv": depth_csv(sets),
         "depth.tex": depth_tex(sets),
+        "trend.md": trend_markdown(sets),
+        "trend.csv": trend_csv(sets),
+        "trend.tex": trend_tex(sets),
         "leaves.md": leaves_markdown(pretraining),
         "leaves.csv": leaves_csv(pretraining),
         "glue.md": glue_markdown(glue, paper["glue"]),
