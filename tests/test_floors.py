@@ -21,6 +21,7 @@ FLOORS = {
         ("fff.feedforward", "fff.halving", "fff.hardening", "fff.testing"),
         ("fff.usage", "fff.regions"),
         ("fff.surgery", "fff.export", "fff.store"),
+        ("fff.optimise",),
     ),
     "cramming": (
         ("cramming", "cramming.errors"),

@@ -11,6 +11,7 @@ from cramming.runs import Keys, essence, listed
 SOURCES = ("mini", "hub", "local")
 WARMUPS = ("per_task", "legacy")
 PRECISIONS = ("fp32", "bf16", "fp16")
+OPTIMISED = ("int8", "bfloat16")
 MAX_SEED = 2**32 - 1
 # What the first results were named by (see cramming.runs); never add to it.
 FIXED = listed(
@@ -47,6 +48,7 @@ class GlueConfig:
     max_length: int = 128  # tokens per example, special tokens included
     dropout: float = 0.1  # probability
     precision: str = "fp32"  # fp32 | bf16 | fp16 (fp16 on a GPU only)
+    optimise: str | None = None  # on a CPU: score a copy with int8 linears, and int8 or bfloat16 trees; null: no copy
     save: bool = False  # keep each finetuned classifier, in output_dir/runs/<run>/glue/<record's name>
     limit_train: int | None = None  # first so many training examples only: for trying, marked partial in the record
     mini_train: int = 3000  # source=mini: training examples per task, at most
@@ -62,6 +64,10 @@ class GlueConfig:
         """Check every key on its own and the two that belong together (source and dir)."""
         for key, allowed in (("source", SOURCES), ("warmup", WARMUPS), ("precision", PRECISIONS)):
             one_of(f"glue.{key}", getattr(self, key), allowed)
+        if self.optimise is not None:
+            one_of("glue.optimise", self.optimise, OPTIMISED)
+            if self.precision != "fp32":
+                raise UserError(f"glue.optimise={self.optimise} starts from float32; leave glue.precision=fp32.")
         if self.source == "local" and not self.dir:
             raise UserError("glue.dir is missing: source=local needs the folder that holds CoLA/, RTE/, ...")
         paths("glue", self, ("dir",))

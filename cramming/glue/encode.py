@@ -25,9 +25,19 @@ class Encoded:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def lengths(self) -> np.ndarray:
+        """(examples,) tokens of each."""
+        return np.diff(self.borders)
+
+    def alike(self, indices: np.ndarray) -> dict[str, torch.Tensor]:
+        """input_ids (B, S) int64 and labels (B,) of examples of one length: nothing is padded, and there is no mask."""
+        ids = np.stack([self.tokens[self.borders[i] : self.borders[i + 1]] for i in indices])
+        return {"input_ids": torch.from_numpy(ids.astype(np.int64)), "labels": torch.from_numpy(self.labels[indices])}
+
     def batch(self, indices: np.ndarray) -> dict[str, torch.Tensor]:
         """input_ids and attention_mask (B, S) int64 and labels (B,); S is the longest example, rounded up to 8."""
-        lengths = self.borders[indices + 1] - self.borders[indices]
+        lengths = self.lengths[indices]
         width = -(-int(lengths.max()) // PAD_MULTIPLE) * PAD_MULTIPLE
         ids = np.full((len(indices), width), self.pad_id, dtype=np.int64)
         for row, index in enumerate(indices):
@@ -68,6 +78,6 @@ def training_batches(count: int, batch: int, seed: int, epoch: int) -> Iterator[
 
 def evaluation_batches(data: Encoded, batch: int) -> Iterator[np.ndarray]:
     """Example numbers by length, so that little is padded; the order changes no metric."""
-    order = np.argsort(np.diff(data.borders), kind="stable")
+    order = np.argsort(data.lengths, kind="stable")
     for start in range(0, len(data), batch):
         yield order[start : start + batch]

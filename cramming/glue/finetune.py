@@ -1,5 +1,6 @@
 """Finetuning one task with one seed and scoring it after the last epoch. Not the runs of a suite, nor their records."""
 
+import copy
 import math
 import time
 from collections.abc import Callable
@@ -10,6 +11,7 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from cramming.data.lengths import equal_lengths
 from cramming.errors import Diverged, UserError
 from cramming.glue.config import GlueConfig
 from cramming.glue.encode import Encoded, encode, evaluation_batches, training_batches
@@ -18,6 +20,8 @@ from cramming.glue.schedule import lr_factor, total_steps
 from cramming.glue.sources import TaskData
 from cramming.glue.tasks import Task
 from cramming.parallel.world import World, open_world
+from fff.layers.int8_linear import unusable
+from fff.optimise import optimise_for_cpu
 
 CHECK_EVERY = 16  # updates between two looks at the loss; each look waits for the device
 
@@ -99,7 +103,7 @@ def finetune(
     try:
         model, optimiser = world.wrap(model, optimiser)
         loss, seconds = train(config, world, encoded, model, optimiser, seed, log)
-        scores = evaluate_task(config, world, encoded, model)
+        scores = evaluate_task(config, world, encoded, scored(config, model))
     finally:
         world.free()
     result = {**scores, "train_loss": loss, "epoch_seconds": seconds / encoded.epochs}
@@ -156,7 +160,8 @@ def evaluate_task(config: GlueConfig, world: World, encoded: EncodedTask, model:
     model.eval()
     results = []
     for data in encoded.dev.values():
-        predictions = predict(data, model, world.device, config.eval_batch, encoded.task.regression)
+        padded = config.optimise is None
+        predictions = predict(data, model, world.device, config.eval_batch, encoded.task.regression, padded=padded)
         results.append(compute_metrics(encoded.task.metrics, predictions, data.labels))
     means = {name: float(np.mean([result[name] for result in results])) for name in encoded.task.metrics}
     if len(results) > 1:
@@ -165,11 +170,33 @@ def evaluate_task(config: GlueConfig, world: World, encoded: EncodedTask, model:
     return means
 
 
-def predict(data: Encoded, model: torch.nn.Module, device: torch.device, batch: int, regression: bool) -> np.ndarray:
-    """Class indices (int64) or numbers (float64) for all examples, in their own order."""
+def check_optimised(config: GlueConfig, world: World) -> None:
+    """UserError where the copy that `glue.optimise` asks for cannot be made or used here."""
+    reason = f"it is for a CPU, and this runs on {world.device}" if world.device.type != "cpu" else unusable()
+    if config.optimise is not None and reason:
+        raise UserError(f"glue.optimise={config.optimise} cannot be used: {reason}. Leave it null.")
+
+
+def scored(config: GlueConfig, model: torch.nn.Module) -> torch.nn.Module:
+    """What is evaluated: the finetuned model, or an optimised copy of it, for the model itself may be kept."""
+    if config.optimise is None:
+        return model
+    optimised = copy.deepcopy(model).eval()
+    optimise_for_cpu(optimised, trees=config.optimise)
+    return optimised
+
+
+def predict(
+    data: Encoded, model: torch.nn.Module, device: torch.device, batch: int, regression: bool, *, padded: bool = True
+) -> np.ndarray:
+    """Class indices (int64) or numbers (float64) for all examples, in their own order.
+
+    Args:
+        padded: in batches of about one length each, or of one length each without any padding, which are smaller.
+    """
     predictions = np.zeros(len(data), dtype=np.float64 if regression else np.int64)
-    for indices in evaluation_batches(data, batch):
-        inputs = move(data.batch(indices), device)
+    for indices in evaluation_batches(data, batch) if padded else equal_lengths(data.lengths, batch):
+        inputs = move((data.batch if padded else data.alike)(indices), device)
         inputs.pop("labels")
         logits = model(**inputs).logits.float()
         if not bool(torch.isfinite(logits).all()):

@@ -15,6 +15,7 @@ from cramming.glue.config import GlueConfig
 from cramming.glue.finetune import (
     EncodedTask,
     Log,
+    check_optimised,
     encode_task,
     epochs_of,
     finetune,
@@ -81,6 +82,7 @@ def run_suite(suite: Suite, world: World | None = None) -> list[Record]:
         )
     tokenizer = load_tokenizer(pretrained)
     world = world or single_process(config.precision)
+    check_optimised(config, world)
     tasks = chosen_tasks(config.suite, config.tasks)
     load_classifier(pretrained, tasks[0], config.dropout)  # weights that do not fit must show before the first training
     with tqdm(tasks, desc="reading tasks", unit="task", leave=False) as bar:  # closed before an error is told

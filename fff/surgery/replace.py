@@ -206,23 +206,31 @@ def _put(model: nn.Module, block: Block, layer: nn.Module) -> None:
         new.training = host.training
         return _exchange(model, host, new)
     owner, name = owner_of(model, block.activation)
-    setattr(owner, name, without(getattr(owner, name)))
+    setattr(owner, name, _alike(without(activation := getattr(owner, name)), activation))
     for dropout in block.inner:
         _exchange(model, model.get_submodule(dropout), nn.Identity())
     _exchange(model, first, layer)
     _exchange(model, out, OutputBias(kept))
-    _leave_fused_path(model, host)
+    leave_fused_path(model, host)
+
+
+def _alike(new: Any, old: Any) -> Any:
+    """In the mode, training or evaluation, of what it replaces."""
+    if isinstance(new, nn.Module) and isinstance(old, nn.Module):
+        new.training = old.training
+    return new
 
 
 def _exchange(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
     """Wherever it stands: layers may be shared."""
+    _alike(new, old)
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):  # named_children() gives a module once
             if child is old:
                 setattr(parent, name, new)
 
 
-def _leave_fused_path(model: nn.Module, host: nn.Module) -> None:
+def leave_fused_path(model: nn.Module, host: nn.Module) -> None:
     """torch's TransformerEncoderLayer infers by one kernel that reads linear1 and linear2, past what replaced them.
 
     It does so where it knows its activation, and TransformerEncoder hands it nested tensors, which only that kernel

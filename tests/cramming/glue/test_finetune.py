@@ -6,19 +6,26 @@ import math
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForSequenceClassification
 
+from cramming.data.lengths import equal_lengths
 from cramming.errors import UserError
 from cramming.files import read_json, write_json
+from cramming.glue import finetune as finetune_module
 from cramming.glue import suite as suite_module
 from cramming.glue.classifier import load_classifier
 from cramming.glue.config import GlueConfig
 from cramming.glue.encode import encode, evaluation_batches, training_batches
+from cramming.glue.finetune import predict, scored
 from cramming.glue.sources import Split
 from cramming.glue.suite import Suite, run_suite
 from cramming.glue.summary import summary
 from cramming.glue.tasks import suite_tasks
 from cramming.model.saved import load_tokenizer, open_pretrained
-from tests.helpers.glue import tiny_run, tiny_tokenizer, write_sst2
+from fff.layers.path import PathFFF
+from fff.layers.quantised import QuantisedPath
+from fff.optimise import InBfloat16
+from tests.helpers.glue import WORDS, tiny_run, tiny_tokenizer, write_sst2
 
 SST2 = suite_tasks("glue")["sst2"]
 
@@ -232,3 +239,55 @@ def test_bf16_runs_on_any_device(suite):
 
 def test_tokenizer_of_the_checkpoint_is_the_one_used(suite):
     assert load_tokenizer(suite().pretrained)(["the film"], [""])["input_ids"] == [[4, 10, 9, 5, 5]]
+
+
+def test_examples_of_one_length_are_read_together_without_padding():
+    texts = [" ".join(["good film"] * n) for n in (5, 1, 3, 1, 5, 5, 2)]
+    data = encode(tiny_tokenizer(), Split(texts, None, np.arange(7)), 16)
+    batches = list(equal_lengths(data.lengths, 2))
+    assert [each.tolist() for each in batches] == [[1, 3], [6], [2], [0, 4], [5]]
+    for indices in batches:
+        inputs = data.alike(indices)
+        padded = data.batch(indices)
+        assert set(inputs) == {"input_ids", "labels"}
+        length = inputs["input_ids"].shape[1]
+        assert padded["attention_mask"].sum(1).tolist() == [length] * len(indices)
+        assert torch.equal(inputs["input_ids"], padded["input_ids"][:, :length])
+        assert torch.equal(inputs["labels"], padded["labels"])
+    assert list(equal_lengths(np.zeros(0, int), 4)) == []
+
+
+def test_without_padding_results_are_the_padded_ones_in_the_callers_order(suite):
+    torch.manual_seed(0)
+    model = load_classifier(suite().pretrained, suite_tasks("glue")["stsb"], 0.0).eval()
+    texts = [" ".join(np.random.default_rng(n).choice(WORDS, n)) for n in (9, 2, 5, 2, 12, 7, 1, 9)]
+    data = encode(tiny_tokenizer(), Split(texts, None, np.zeros(8)), 16)
+    with torch.no_grad():
+        for form in (model, scored(suite(optimise="int8").config, model)):
+            padded, whole = (predict(data, form, torch.device("cpu"), 4, True, padded=p) for p in (True, False))
+            assert np.ptp(padded) > 1e-3
+            np.testing.assert_allclose(whole, padded, atol=1e-5)
+
+
+@pytest.mark.parametrize("trees", ["int8", "bfloat16"])
+def test_a_suite_may_score_an_optimised_copy(suite, tmp_path, trees):
+    made = suite(optimise=trees, epochs=12, dropout=0.0, save=True)
+    made = Suite(made.config, made.pretrained, made.results_dir, kept=tmp_path / "kept")
+    (record,) = run_suite(made)
+    assert record["metrics"]["accuracy"] >= 0.95
+    assert record["config"]["glue"]["optimise"] == trees
+    assert "optimise" not in suite().config.settings(), "results of before keep their names"
+    kept = AutoModelForSequenceClassification.from_pretrained(tmp_path / "kept" / record["name"])
+    assert isinstance(kept.model.blocks[0].ffn, PathFFF), "what is kept is the float model"
+    assert isinstance(scored(made.config, kept).model.blocks[0].ffn, QuantisedPath | InBfloat16)
+
+
+def test_an_optimised_copy_that_cannot_be_is_refused_at_once(suite, monkeypatch):
+    with pytest.raises(UserError, match=r"glue.optimise is 'int4'"):
+        suite(optimise="int4")
+    with pytest.raises(UserError, match="starts from float32; leave glue"):
+        suite(optimise="int8", precision="bf16")
+    monkeypatch.setattr(finetune_module, "unusable", lambda: "no VNNI")
+    with pytest.raises(UserError, match="int8 cannot be used: no VNNI"):
+        run_suite(suite(optimise="int8"))
+    assert suite().config.optimise is None

@@ -1,0 +1,214 @@
+"""A trained model made fast on a CPU in one call: int8 linears, int8 or bfloat16 trees. Not how they compute (layers).
+
+    model = AutoModel.from_pretrained(folder).eval()
+    print(optimise_for_cpu(model))
+
+In place, because a copy would need the memory that is saved: `copy.deepcopy(model)` first keeps the float one. What
+comes out is not saved: save the float model, and optimise after loading, which takes a second.
+"""
+
+import copy
+import fnmatch
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fff.layers.base import Hardenable
+from fff.layers.int8_linear import Int8Linear, unusable
+from fff.layers.path import PathFFF
+from fff.layers.quantised import QuantisedPath
+from fff.surgery.replace import leave_fused_path
+
+LINEARS = ("int8", "keep")
+TREES = ("int8", "bfloat16", "keep")
+DTYPES = (torch.float32, torch.bfloat16)
+LEAST = 2**14  # weights of a linear; smaller ones, classifiers and routers, gain nothing and stay
+
+
+class InBfloat16(nn.Module):
+    """Trees in bfloat16 inside a model of another type: (..., d_in) -> (..., d_out) in the dtype of x."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = copy.deepcopy(layer).to(torch.bfloat16)
+        self.train(layer.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply it."""
+        return self.layer(x.to(torch.bfloat16)).to(x.dtype)
+
+
+OURS = (QuantisedPath, Int8Linear, InBfloat16)
+
+
+@dataclass(frozen=True)
+class Changed:
+    """What became of one module: its path, what it was and is, and the bytes of its weights before and after."""
+
+    path: str
+    was: str
+    now: str
+    bytes_before: int
+    bytes_after: int
+
+
+@dataclass(frozen=True)
+class Optimised:
+    """What `optimise_for_cpu` did. Printable.
+
+    Attributes:
+        changed: the modules that became others.
+        left: (path, reason) of linears and trees that stayed.
+        bytes_before, bytes_after: of all parameters and buffers of the model, each shared one once. A linear tied to
+            an embedding (a decoder's) has int8 rows of its own then: the float ones stay for the embedding.
+    """
+
+    changed: tuple[Changed, ...]
+    left: tuple[tuple[str, str], ...]
+    bytes_before: int
+    bytes_after: int
+
+    def __str__(self) -> str:
+        kinds: dict[tuple[str, str], list[Changed]] = {}
+        for each in self.changed:
+            kinds.setdefault((each.was, each.now), []).append(each)
+        rows = [
+            f"{len(found)} x {was} -> {now}: {sum(each.bytes_before for each in found) / 1e6:,.1f} MB -> "
+            f"{sum(each.bytes_after for each in found) / 1e6:,.1f} MB"
+            for (was, now), found in kinds.items()
+        ]
+        rows += [f"left {path}: {reason}" for path, reason in self.left]
+        return "\n".join([*rows, f"model: {self.bytes_before / 1e6:,.1f} MB -> {self.bytes_after / 1e6:,.1f} MB"])
+
+
+def optimise_for_cpu(
+    model: nn.Module, *, linears: str = "int8", trees: str = "int8", keep: Iterable[str] = ()
+) -> Optimised:
+    """Make a model fast for inference on this CPU, in place; its parameters are frozen.
+
+    It may be anybody's model: every `torch.nn.Linear` that its module calls, and every PathFFF. The model may be
+    float32 or bfloat16 and stays so around what is changed. On processors with bfloat16 products a bfloat16 model with
+    int8 trees may be faster still with large batches: `scripts/bench.py --opponents` tells.
+
+    Args:
+        linears: "int8" (each row and each token with a scale of its own), or "keep". Linears of less than 16,384
+            weights stay.
+        trees: "int8" (PathFFF alone), "bfloat16" (PathFFF and LeafFFF), or "keep".
+        keep: globs of paths of modules that stay as they are, e.g. ("*.classifier", "lm_head").
+
+    Raises:
+        ValueError: the model is in training mode or has gradients, is not on a CPU, has weights of another type than
+            float32 and bfloat16 or is quantised already, there is nothing to change, or an unknown choice. The model is
+            then as it was.
+        RuntimeError: torch's int8 products are not there or not exact on this processor.
+    """
+    for name, value, allowed in (("linears", linears, LINEARS), ("trees", trees, TREES)):
+        if value not in allowed:
+            raise ValueError(f"{name}={value!r} is unknown; allowed: {', '.join(allowed)}")
+    refuse(model)
+    if linears == "int8" and (reason := unusable()):
+        raise RuntimeError(reason)
+    before, patterns = size(model), tuple([keep] if isinstance(keep, str) else keep)
+    made: dict[nn.Module, nn.Module] = {}
+    changed: list[Changed] = []
+    left: list[tuple[str, str]] = []
+    for path, module, make in candidates(model, linears, trees):
+        if any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns):
+            left.append((path, "it was asked to stay"))
+        elif isinstance(make, str):
+            left.append((path, make))
+        else:
+            try:
+                made[module] = make(module)
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from None
+            changed.append(Changed(path, *map(title, (module, made[module])), *map(size, (module, made[module]))))
+    if not changed:
+        reasons = "; ".join(f"{path}: {reason}" for path, reason in left[:3])
+        raise ValueError(f"the model has no linear and no tree to change{f' ({reasons})' if reasons else ''}")
+    put(model, made)
+    model.requires_grad_(False)
+    return Optimised(tuple(changed), tuple(left), before, size(model))
+
+
+def refuse(model: nn.Module) -> None:
+    """ValueError where a model is none that can be optimised."""
+    for path, module in model.named_modules():
+        where = f"{path or 'the model itself'} ({type(module).__name__})"
+        if isinstance(module, OURS) or type(module).__module__.startswith("torch.ao"):
+            raise ValueError(f"{where} is quantised already; optimise the float model")
+        if module.training:
+            raise ValueError(f"{where} is in training mode; call model.eval() first")
+        for name, tensor in module.named_parameters(recurse=False):
+            if tensor.device.type != "cpu":
+                raise ValueError(f"{where}: {name} is on {tensor.device}; move the model to the CPU first")
+            if tensor.dtype not in DTYPES or type(tensor.data) is not Tensor:
+                kind = type(tensor.data).__name__ if tensor.dtype in DTYPES else tensor.dtype
+                raise ValueError(
+                    f"{where}: {name} is {kind}; give a model of plain float32 or bfloat16 weights, which is not "
+                    "quantised or wrapped yet"
+                )
+            if tensor.grad is not None:
+                raise ValueError(f"{where}: {name} has a gradient; call model.zero_grad() when training is over")
+    if isinstance(model, nn.Linear | PathFFF):
+        raise ValueError(f"a {type(model).__name__} cannot be replaced in itself; give the model that it is a part of")
+
+
+Make = Callable[..., nn.Module]
+
+
+def candidates(model: nn.Module, linears: str, trees: str) -> Iterator[tuple[str, nn.Module, Make | str]]:
+    """Path, module and what makes its successor, or the reason for which it stays; each module once."""
+    for path, module in model.named_modules():
+        if isinstance(module, Hardenable) and trees != "keep":
+            yield path, module, tree_maker(module, trees)
+        elif isinstance(module, nn.Linear) and linears == "int8":
+            yield path, module, linear_maker(module)
+
+
+def tree_maker(layer: Hardenable, trees: str) -> Make | str:
+    """What makes a tree's successor, or why there is none."""
+    if layer.evaluation_form != "hard":
+        return "it is in its soft form, which computes all nodes"
+    if trees == "bfloat16":
+        return InBfloat16 if layer.w_in.dtype != torch.bfloat16 else "it is bfloat16 already"
+    if isinstance(layer, PathFFF):
+        return QuantisedPath.from_float
+    return f"{type(layer).__name__} has no int8 form"
+
+
+def linear_maker(linear: nn.Linear) -> Make | str:
+    """What makes a linear's successor, or why there is none."""
+    if type(linear) is not nn.Linear:  # torch's attention reads its own kind's weight past its forward
+        return f"{type(linear).__name__} may be more than a linear"
+    if linear.weight.numel() < LEAST:
+        return "it is small"
+    if linear._forward_hooks or linear._forward_pre_hooks:
+        return "it has hooks"
+    return Int8Linear
+
+
+def put(model: nn.Module, made: dict[nn.Module, nn.Module]) -> None:
+    """Put the successors wherever their modules stand: layers may be shared."""
+    for parent in list(model.modules()):
+        if any(child in made for child in parent._modules.values()):
+            leave_fused_path(model, parent)
+        for name, child in list(parent._modules.items()):
+            if child in made:
+                setattr(parent, name, made[child])
+
+
+def title(module: nn.Module) -> str:
+    """A module's kind and type of weights, e.g. "Linear float32"."""
+    if isinstance(module, InBfloat16):
+        return title(module.layer)
+    kind = "int8" if isinstance(module, Int8Linear | QuantisedPath) else str(next(module.parameters()).dtype)
+    return f"{type(module).__name__} {kind.removeprefix('torch.')}"
+
+
+def size(model: nn.Module) -> int:
+    """Bytes of parameters, buffers and packed weights, each once."""
+    tensors = {id(each): each.nbytes for group in (model.parameters(), model.buffers()) for each in group}
+    return sum(tensors.values()) + sum(each.nbytes for each in model.modules() if isinstance(each, Int8Linear))

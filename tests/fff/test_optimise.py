@@ -1,0 +1,265 @@
+"""A model made fast in one call: int8 linears to their definition, what becomes of trees, what is refused and why."""
+
+import copy
+import pickle
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fff.feedforward import settings_from
+from fff.hardening import set_hardening, soft_evaluation
+from fff.int8 import quantised
+from fff.layers import int8_linear
+from fff.layers.int8_linear import BLOCK, Int8Linear, unusable
+from fff.layers.leaf import LeafFFF
+from fff.layers.path import PathFFF
+from fff.layers.quantised import QuantisedPath
+from fff.optimise import LEAST, InBfloat16, optimise_for_cpu
+from fff.surgery import replace_feedforward
+
+if reason := unusable():
+    pytest.skip(reason, allow_module_level=True)
+
+
+class Small(nn.Module):
+    """A linear, a tree of each kind, a layer that is tied to an embedding, a small head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(300, 128)
+        self.mix = nn.Linear(128, 128)
+        self.path, self.leaf = PathFFF(128, 128, 5), LeafFFF(128, 128, 3, 8)
+        self.decoder = nn.Linear(128, 300, bias=False)
+        self.decoder.weight = self.words.weight
+        self.head = nn.Linear(128, 2)
+
+    def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.mix(self.words(ids))
+        x = x + self.path(x) + self.leaf(x)
+        return self.decoder(x), self.head(x)
+
+
+@pytest.fixture
+def model() -> Small:
+    torch.manual_seed(0)
+    return Small().eval()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("tokens", "d_in", "d_out"), [(0, 8, 5), (1, 1, 1), (7, 33, 65), (2100, 769, 40)])
+def test_an_int8_linear_is_its_definition(tokens: int, d_in: int, d_out: int, bias: bool) -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(d_in, d_out, bias=bias)
+    x = 3 * torch.randn(tokens, d_in)
+    assert tokens < 2100 or tokens * d_in > BLOCK, "in more than one part"
+    (whole, scale), (rows, row_scale) = quantised(x), quantised(linear.weight)
+    expected = (whole.double() @ rows.double().T) * scale.double()[:, None] * row_scale.double()
+    expected += linear.bias.double() if bias else 0
+    layer = Int8Linear(linear)
+    with torch.no_grad():
+        found, half = layer(x), layer(x.bfloat16())
+    assert (found.dtype, half.dtype) == (torch.float32, torch.bfloat16)
+    largest = expected.abs().max().item() if tokens else 1.0
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-6 * largest)
+    torch.testing.assert_close(half.double(), expected, rtol=0, atol=3e-2 * largest)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert layer(x).dtype == linear(x).dtype == torch.bfloat16
+
+
+def test_a_token_does_not_depend_on_those_beside_it() -> None:
+    torch.manual_seed(0)
+    layer = Int8Linear(nn.Linear(64, 96))
+    x = torch.randn(3, 40, 64)
+    x[0] *= 1000  # torch's dynamic quantisation has one scale for all
+    with torch.no_grad():
+        alone, together = layer(x[1, 5]), layer(x)
+        x[2, 3, 1], x[2, 4, 0] = torch.nan, torch.inf
+        odd = layer(x)
+    assert torch.equal(alone, together[1, 5])
+    assert (~odd.isfinite().all(-1)).nonzero().tolist() == [[2, 3], [2, 4]]
+    assert torch.equal(odd[:2], together[:2])
+
+
+def test_an_int8_linear_is_copied_but_neither_saved_nor_trained() -> None:
+    layer, x = Int8Linear(nn.Linear(64, 96)), torch.randn(5, 64)
+    with torch.no_grad():
+        for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), copy.deepcopy(layer).bfloat16()):
+            assert torch.equal(other(x), layer(x))
+    for saved in (nn.Sequential(layer).state_dict, lambda: nn.Sequential(layer).load_state_dict({})):
+        with pytest.raises(RuntimeError, match="save the float model, and call optimise_for_cpu after loading"):
+            saved()
+    with pytest.raises(RuntimeError, match="no gradients"):
+        layer(x.requires_grad_())
+    with pytest.raises(RuntimeError, match="inference alone"):
+        copy.deepcopy(layer).train()(x.detach())
+    for wrong, words in ((x.detach().double(), "float64"), (torch.randn(5, 63), "last dimension is 63")):
+        with pytest.raises(ValueError, match=words):
+            layer(wrong)
+    assert (layer.weight.dtype, layer.weight.device.type) == (torch.int8, "cpu")  # what models ask of a weight
+
+
+def test_products_that_are_not_exact_are_refused(model: Small, monkeypatch: pytest.MonkeyPatch) -> None:
+    exact = int8_linear._products
+    monkeypatch.setattr(int8_linear, "_products", lambda *given: exact(*given).clamp(max=2.0**15))  # as without VNNI
+    unusable.cache_clear()
+    try:
+        with pytest.raises(RuntimeError, match="not exact on this processor; leave the linears"):
+            optimise_for_cpu(model)
+        assert isinstance(model.mix, nn.Linear)
+        assert optimise_for_cpu(model, linears="keep").changed
+    finally:
+        unusable.cache_clear()
+
+
+def test_what_became_of_what_is_told(model: Small) -> None:
+    ids = torch.randint(0, 300, (4, 9))
+    expected = model(ids)
+    report = optimise_for_cpu(model)
+    assert [(each.path, each.was, each.now) for each in report.changed] == [
+        ("mix", "Linear float32", "Int8Linear int8"),
+        ("path", "PathFFF float32", "QuantisedPath int8"),
+        ("decoder", "Linear float32", "Int8Linear int8"),
+    ]
+    assert report.left == (("leaf", "LeafFFF has no int8 form"), ("head", "it is small"))
+    mix, tree = report.changed[0], report.changed[1]
+    assert (mix.bytes_before, mix.bytes_after) == (4 * (128 * 128 + 128), 128 * 128 + 8 * 128)
+    assert (tree.bytes_before, tree.bytes_after) == (4 * 63 * 257, 63 * (2 * 128 + 3 * 4))
+    rows = 300 * 128  # the embedding stays, and the decoder has its own
+    gone, come = mix.bytes_before + tree.bytes_before, mix.bytes_after + tree.bytes_after + rows + 4 * 300
+    assert report.bytes_after - report.bytes_before == come - gone
+    assert "1 x PathFFF float32 -> QuantisedPath int8" in str(report)
+    assert "left head: it is small" in str(report)
+    for found, wanted in zip(model(ids), expected, strict=True):  # frozen, so that it needs no no_grad
+        assert torch.nn.functional.cosine_similarity(found.flatten(), wanted.flatten(), dim=0) > 0.999
+    assert type(model.words) is nn.Embedding
+
+
+def test_trees_may_be_bfloat16_or_stay(model: Small) -> None:
+    ids, kept = torch.randint(0, 300, (4, 9)), copy.deepcopy(model)
+    report = optimise_for_cpu(model, linears="keep", trees="bfloat16")
+    assert [(each.path, each.now) for each in report.changed] == [
+        ("path", "PathFFF bfloat16"),
+        ("leaf", "LeafFFF bfloat16"),
+    ]
+    assert isinstance(model.path, InBfloat16)
+    x = model.mix(model.words(ids)).detach()
+    assert model.path(x).dtype == torch.float32
+    half = copy.deepcopy(kept.path).bfloat16()
+    assert torch.equal(model.path(x), half(x.bfloat16()).float())
+    assert kept.path.w_in.dtype == torch.float32
+    assert {each.path for each in optimise_for_cpu(kept, trees="keep", keep="dec*").changed} == {"mix"}
+
+
+def test_a_bfloat16_model_stays_one(model: Small) -> None:
+    ids = torch.randint(0, 300, (4, 9))
+    report = optimise_for_cpu(model.bfloat16())
+    assert {each.path for each in report.changed} == {"mix", "path", "decoder"}
+    assert model(ids)[0].dtype == torch.bfloat16
+    for layer in (model.mix, model.path):
+        assert isinstance(layer, Int8Linear | QuantisedPath)
+
+
+def test_layers_that_are_shared_stay_shared() -> None:
+    shared = nn.Linear(128, 128)
+    model = nn.Sequential(shared, nn.GELU(), shared, PathFFF(128, 128, 3)).eval()
+    report = optimise_for_cpu(model)
+    assert len(report.changed) == 2
+    assert model[0] is model[2]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda m: m.train(), r"the model itself \(Small\) is in training mode; call model.eval"),
+        (lambda m: m.leaf.train(), r"leaf \(LeafFFF\) is in training mode"),
+        (lambda m: m(torch.zeros(1, 1, dtype=torch.int64))[1].sum().backward(), "has a gradient; call model.zero_grad"),
+        (lambda m: m.half(), "is torch.float16; give a model of plain float32 or bfloat16"),
+        (lambda m: m.mix.double(), "mix .*is torch.float64"),
+        (lambda m: m.to("meta"), "is on meta; move the model to the CPU"),
+        (lambda m: optimise_for_cpu(m), "mix .Int8Linear. is quantised already"),
+        (lambda m: optimise_for_cpu(m, linears="keep"), "path .QuantisedPath. is quantised already"),
+        (lambda m: optimise_for_cpu(m, linears="keep", trees="bfloat16"), "InBfloat16. is quantised already"),
+        (lambda m: m.path.w_out.data[0, 3, 7].fill_(torch.inf), "path: w_out holds values that are not finite"),
+        (lambda m: m.mix.weight.data[3, 7].fill_(torch.nan), "mix: the weights hold values that are not finite"),
+    ],
+)
+def test_what_cannot_be_optimised_is_refused_as_a_whole(
+    model: Small, change: Callable[[Small], object], words: str
+) -> None:
+    change(model)
+    before = dict(model.named_modules())
+    with pytest.raises(ValueError, match=words):
+        optimise_for_cpu(model)
+    assert dict(model.named_modules()) == before
+
+
+def test_wrong_choices_and_empty_models_are_named(model: Small) -> None:
+    with pytest.raises(ValueError, match="trees='int4' is unknown; allowed: int8, bfloat16, keep"):
+        optimise_for_cpu(model, trees="int4")
+    with pytest.raises(ValueError, match="linears='bfloat16' is unknown"):
+        optimise_for_cpu(model, linears="bfloat16")
+    for nothing, words in (
+        (nn.Sequential(nn.Linear(4, 4)), r"no linear and no tree to change \(0: it is small\)"),
+        (nn.Linear(256, 256), "a Linear cannot be replaced in itself"),
+        (PathFFF(256, 256, 2), "a PathFFF cannot be replaced in itself"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            optimise_for_cpu(nothing.eval())
+    set_hardening(model, form="soft")
+    with soft_evaluation(model):
+        assert dict(optimise_for_cpu(copy.deepcopy(model)).left)["path"].startswith("it is in its soft form")
+    assert LEAST > 128 * 2
+
+
+def test_quantised_models_of_others_are_refused() -> None:
+    from torch.ao.quantization import quantize_dynamic
+
+    theirs = quantize_dynamic(nn.Sequential(nn.Linear(256, 256)), {nn.Linear}).eval()
+    with pytest.raises(ValueError, match="is quantised already"):
+        optimise_for_cpu(theirs)
+
+
+def test_torchs_own_encoder_leaves_the_kernel_that_reads_weights() -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(128, 4, 512, batch_first=True, activation="gelu")
+    model = nn.TransformerEncoder(layer, 2).eval()
+    x, mask = torch.randn(3, 7, 128), torch.arange(7)[None] >= torch.tensor([[7], [5], [2]])
+    with torch.no_grad():
+        expected = model(x, src_key_padding_mask=mask)
+        report = optimise_for_cpu(model)
+        found = model(x, src_key_padding_mask=mask)
+    assert dict(report.left)["layers.0.self_attn.out_proj"].startswith("NonDynamicallyQuantizableLinear")
+    assert len(report.changed) == 4
+    assert (found - expected)[~mask].abs().max() < 0.1
+
+
+def test_a_model_after_surgery_is_optimised() -> None:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=99, hidden_size=128, num_hidden_layers=2, num_attention_heads=4, intermediate_size=256
+    )
+    model = transformers.BertModel(config).eval()
+    replace_feedforward(model, {"kind": "path", "depth": 4, "trees": 2})
+    ids = torch.randint(0, 99, (3, 11))
+    with torch.no_grad():
+        expected = model(input_ids=ids).last_hidden_state
+        report = optimise_for_cpu(model)
+        found = model(input_ids=ids).last_hidden_state
+    assert sorted({each.was for each in report.changed}) == ["Linear float32", "PathFFF float32"]
+    assert sum(each.was.startswith("Path") for each in report.changed) == 2
+    assert torch.nn.functional.cosine_similarity(found.flatten(), expected.flatten(), dim=0) > 0.995
+
+
+def test_trees_with_neurons_beside_them_are_optimised() -> None:
+    torch.manual_seed(0)
+    layer = settings_from({"kind": "path", "depth": 4, "trees": 1, "shared": 128}).build(128, 128)
+    assert layer is not None
+    model = nn.Sequential(layer).eval()
+    x = torch.randn(64, 128)
+    with torch.no_grad():
+        expected, report = model(x), optimise_for_cpu(model)
+        assert {each.was for each in report.changed} == {"Linear float32", "PathFFF float32"}
+        assert torch.nn.functional.cosine_similarity(model(x).flatten(), expected.flatten(), dim=0) > 0.99
