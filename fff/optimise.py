@@ -24,7 +24,7 @@ from fff.surgery.replace import leave_fused_path
 LINEARS = ("int8", "keep")
 TREES = ("int8", "bfloat16", "keep")
 DTYPES = (torch.float32, torch.bfloat16)
-LEAST = 2**14  # weights of a linear; smaller ones, classifiers and routers, gain nothing and stay
+LEAST = 2**14  # weights of a linear; smaller ones, classifiers and routers, gain nothing
 
 
 class InBfloat16(nn.Module):
@@ -84,7 +84,7 @@ class Optimised:
 
 
 def optimise_for_cpu(
-    model: nn.Module, *, linears: str = "int8", trees: str = "int8", keep: Iterable[str] = ()
+    model: nn.Module, *, linears: str = "int8", trees: str = "int8", keep: Iterable[str] = (), least: int = LEAST
 ) -> Optimised:
     """Make a model fast for inference on this CPU, in place; its parameters are frozen.
 
@@ -93,10 +93,10 @@ def optimise_for_cpu(
     int8 trees may be faster still with large batches: `scripts/bench.py --opponents` tells.
 
     Args:
-        linears: "int8" (each row and each token with a scale of its own), or "keep". Linears of less than 16,384
-            weights stay.
+        linears: "int8" (each row and each token with a scale of its own), or "keep".
         trees: "int8" (PathFFF alone), "bfloat16" (PathFFF and LeafFFF), or "keep".
         keep: globs of paths of modules that stay as they are, e.g. ("*.classifier", "lm_head").
+        least: weights of a linear that is changed; smaller ones gain nothing.
 
     Raises:
         ValueError: the model is in training mode or has gradients, is not on a CPU, has weights of another type than
@@ -114,7 +114,7 @@ def optimise_for_cpu(
     made: dict[nn.Module, nn.Module] = {}
     changed: list[Changed] = []
     left: list[tuple[str, str]] = []
-    for path, module, make in candidates(model, linears, trees):
+    for path, module, make in candidates(model, linears, trees, least):
         if any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns):
             left.append((path, "it was asked to stay"))
         elif isinstance(make, str):
@@ -124,7 +124,8 @@ def optimise_for_cpu(
                 made[module] = make(module)
             except ValueError as error:
                 raise ValueError(f"{path}: {error}") from None
-            changed.append(Changed(path, *map(title, (module, made[module])), *map(size, (module, made[module]))))
+            new = made[module]
+            changed.append(Changed(path, title(module), title(new), size(module), size(new)))
     if not changed:
         reasons = "; ".join(f"{path}: {reason}" for path, reason in left[:3])
         raise ValueError(f"the model has no linear and no tree to change{f' ({reasons})' if reasons else ''}")
@@ -159,13 +160,13 @@ def refuse(model: nn.Module) -> None:
 Make = Callable[..., nn.Module]
 
 
-def candidates(model: nn.Module, linears: str, trees: str) -> Iterator[tuple[str, nn.Module, Make | str]]:
+def candidates(model: nn.Module, linears: str, trees: str, least: int) -> Iterator[tuple[str, nn.Module, Make | str]]:
     """Path, module and what makes its successor, or the reason for which it stays; each module once."""
     for path, module in model.named_modules():
         if isinstance(module, Hardenable) and trees != "keep":
             yield path, module, tree_maker(module, trees)
         elif isinstance(module, nn.Linear) and linears == "int8":
-            yield path, module, linear_maker(module)
+            yield path, module, linear_maker(module, least)
 
 
 def tree_maker(layer: Hardenable, trees: str) -> Make | str:
@@ -179,11 +180,11 @@ def tree_maker(layer: Hardenable, trees: str) -> Make | str:
     return f"{type(layer).__name__} has no int8 form"
 
 
-def linear_maker(linear: nn.Linear) -> Make | str:
+def linear_maker(linear: nn.Linear, least: int) -> Make | str:
     """What makes a linear's successor, or why there is none."""
     if type(linear) is not nn.Linear:  # torch's attention reads its own kind's weight past its forward
         return f"{type(linear).__name__} may be more than a linear"
-    if linear.weight.numel() < LEAST:
+    if linear.weight.numel() < least:
         return "it is small"
     if linear._forward_hooks or linear._forward_pre_hooks:
         return "it has hooks"
