@@ -11,7 +11,7 @@ SWEEP = experiment=$(EXP) $(if $(TREES),ffn.trees=$(call list,$(TREES)),$(if $(D
 MANY = --jobs $(or $(JOBS),1) $(if $(RETRY),--retry) $(if $(LIST),--list)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup prepare pretrain glue tables figures sweep micro images convert regions bench test test-all lint clean
+.PHONY: help setup prepare pretrain glue tables figures sweep micro images convert distill regions bench test test-all lint clean
 
 help:  ## this text
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
@@ -61,6 +61,9 @@ images: setup  ## the first paper's experiment on scikit-learn's digits (or ARGS
 
 convert: setup  ## the authors' checkpoint -> a model folder: make convert ARGS="CHECKPOINT OUT"
 	$(PY) scripts/convert.py $(ARGS)
+
+distill: setup  ## trees in a trained model, and the controls: make distill MODEL=ID TO="leaf:5x192+96" ARGS="distill.text=[a.txt]"
+	$(PY) scripts/distill.py $(if $(MODEL),"distill.model=$(MODEL)") $(if $(TO),"distill.to=$(TO)") $(if $(SEED),distill.seed=$(SEED)) $(ARGS)
 
 regions: setup  ## a page of where a checkpoint sends a text's tokens: make regions ARGS="CHECKPOINT TEXT --out page.html"
 	$(PY) scripts/regions.py $(ARGS)

@@ -7,6 +7,7 @@ train, wandb cramming.train.config.TrainConfig, WandbConfig cramming.train
 hardening    cramming.train.hardening.HardeningConfig       cramming.train.hardening.Hardening
 glue         cramming.glue.config.GlueConfig      cramming.glue.finetune
 images       cramming.images.config.ImagesConfig  cramming.images.suite
+distill      cramming.convert.pretrained.config.DistillConfig   cramming.convert.pretrained.convert
 """
 
 import difflib
@@ -30,6 +31,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cramming.checks import at_home
+from cramming.convert.pretrained.config import DistillRoot
 from cramming.door import door, explained, tell
 from cramming.errors import Stopped, UserError
 from cramming.glue.root import GlueRoot
@@ -40,7 +42,13 @@ from cramming.train.root import PretrainRoot
 from cramming.values import build, inner
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-ROOTS: dict[str, type] = {"pretrain": PretrainRoot, "glue": GlueRoot, "images": ImagesRoot, "tables": TablesRoot}
+ROOTS: dict[str, type] = {
+    "pretrain": PretrainRoot,
+    "glue": GlueRoot,
+    "images": ImagesRoot,
+    "distill": DistillRoot,
+    "tables": TablesRoot,
+}
 Root = TypeVar("Root")
 
 

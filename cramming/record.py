@@ -22,7 +22,7 @@ FIELDS |= {"samples": dict, "data_fingerprint": str, "experiment": str, "ffn": s
 OPTIONAL = ("samples", "data_fingerprint", "experiment", "ffn", "group", "curve")
 NOUNS = {str: "text", int: "a whole number", dict: "a table", list: "a list"}
 # What a run reads beside its data, by kind: a record with another one is of another run.
-OF_CONTENT = {"glue": ("weights_sha256",)}
+OF_CONTENT = {"glue": ("weights_sha256",), "distill": ("teacher",)}
 
 
 def write_record(
@@ -46,7 +46,7 @@ def write_record(
     A metric that is no finite number is written in words, and the run is then not finished but diverged.
 
     Args:
-        kind: "pretrain", "glue" or "images".
+        kind: "pretrain", "glue", "images" or "distill".
         name: unique name of the run; its own record is replaced.
         status: "finished", "diverged" or "failed"; only finished records enter a table's statistics.
         config: the full configuration as JSON-able values, without paths of this machine (see `private`).

@@ -12,6 +12,7 @@ from cramming.record import Record, read_records
 from cramming.report.comparisons import comparisons
 from cramming.report.controls import controls_csv, controls_markdown, controls_tex
 from cramming.report.depth import depth_csv, depth_markdown, depth_tex
+from cramming.report.distill import distill_csv, distill_markdown
 from cramming.report.effective import effective_csv, effective_markdown, effective_tex
 from cramming.report.figures import build_figures
 from cramming.report.groups import pretrain_groups, suite_groups
@@ -80,6 +81,8 @@ def build_tables(records: list[Record], paper: dict[str, Any], rows: Sequence[Ro
         "glue.tex": glue_tex(glue, paper["glue"]),
         "mini.md": mini_markdown(mini),
         "mini.csv": mini_csv(mini),
+        "distill.md": distill_markdown(records),
+        "distill.csv": distill_csv(records),
         "images.md": images_markdown(records, leaf_fff),
         "images.csv": images_csv(records, leaf_fff),
         "speed.md": speed_markdown(rows, speed),

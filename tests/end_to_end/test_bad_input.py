@@ -223,6 +223,35 @@ IMAGES = {
     "images.activation=step": "images.activation",
     "images.variants=[odd]": "images.variants",
 }
+ANY = "distill.model={tmp}/run/model distill.text=[{tmp}/text.txt]"
+DISTILL = {
+    "distill.text=[{tmp}/text.txt]": "distill.model",
+    "distill.model={tmp}/run/model": "distill.text",
+    f"{ANY} distill=slow": "distill/slow",
+    f"{ANY} distill.to=tree": "distill.to",
+    f"{ANY} distill.to=leaf:5": "leaf:DxW",
+    f"{ANY} distill.controls=[narrow:0]": "distill.controls",
+    f"{ANY} distill.rest=int4": "distill.rest",
+    f"{ANY} distill.start=middle": "distill.start",
+    f"{ANY} distill.compute=fp8": "distill.compute",
+    f"{ANY} distill.tokens=0": "distill.tokens",
+    f"{ANY} distill.ridge=0": "distill.ridge",
+    f"{ANY} distill.whole_lr=nan": "distill.whole_lr",
+    f"{ANY} distill.block_lr=inf": "distill.block_lr",
+    f"{ANY} distill.neighbours=3": "distill.neighbours",
+    f"{ANY} distill.record_gb=-1": "distill.record_gb",
+    f"{ANY} distill.seed=-1": "distill.seed",
+    f"{ANY} distill.out={{tmp}}/run": "run",
+    f"{ANY} distill.tokens=99999999 distill.seq_len=16": "distill.tokens",
+    f"{ANY} distill.held_out=[{{tmp}}/text.txt] distill.tokens=100 distill.neighbours=12 distill.seq_len=16": (
+        "no feedforward block"
+    ),
+    "distill.model={tmp} distill.text=[{tmp}/text.txt]": "config.json",
+    "distill.model={tmp}/missing distill.text=[{tmp}/text.txt]": "missing",
+    "distill.model={tmp}/text.txt distill.text=[{tmp}/text.txt]": "text.txt",
+    "distill.model={tmp}/run/model distill.text=[{tmp}/missing.txt]": "missing.txt",
+    "distill.model={tmp}/run/model distill.text=[{tmp}/text.txt] distill.tokenizer={tmp}": "distill.tokenizer",
+}
 OTHERS = [
     ("tables", "results_dir={tmp}/missing", "paper.yaml"),
     ("tables", "results_dir={tmp}/results", "broken.json"),
@@ -246,6 +275,7 @@ CASES = [
     *(("pretrain", line, words) for line, words in PRETRAIN.items()),
     *(("glue", line, words) for line, words in GLUE.items()),
     *(("images", line, words) for line, words in IMAGES.items()),
+    *(("distill", line, words) for line, words in DISTILL.items()),
     *OTHERS,
 ]
 
