@@ -1,7 +1,8 @@
 """What the layer and the model should reach on a CPU, and what the rows of a benchmark have of it. Not its timing.
 
 The aims are ratios: of the layer to the fastest dense layer of as many neurons, of the whole model to the one with a
-dense feedforward of 3072 or with none. `scripts/bench.py --aims` runs `settings` and writes `table`.
+dense feedforward of 3072 or with none; of int8 trees to the strongest dense int8 that is there. `scripts/bench.py
+--aims` runs `settings` and the opponents and writes `table`; with `--opponents` it has what these say.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,7 +10,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from bench.cases import WIDTH
 from bench.encoder import Scale
+from bench.forms import INT8
 from bench.options import Setting, Shape
 from bench.rows import SpeedRow
 
@@ -95,6 +98,19 @@ def _share(batch: int, dtype: str) -> Aim:
     return Aim(f"encoder, {batch} x 128, {dtype}, share of the bound", value, 97, unit=" %")
 
 
+def _int8(shape: str, tokens: int, against: str = INT8, what: str = "layer") -> Value:
+    """How many times faster the quicker int8 form with trees is than the quickest dense form of a kind, in one run."""
+
+    def value(rows: Rows, threads: int) -> float | None:
+        group = [row for row in rows if (row.what, row.tokens, row.threads) == (what, tokens, threads) and row.library]
+        ours = [row.median for row in group if row.name.startswith(f"{shape} {INT8}")]
+        dense = [row for row in group if row.name.startswith("dense ") and row.width == WIDTH]
+        theirs = [row.median for row in dense if row.dtype == against]
+        return min(theirs) / min(ours) if ours and theirs else None
+
+    return value
+
+
 def _step(rows: Rows, threads: int) -> float | None:
     found = _found(rows, what="pretraining step", name="1x11", dtype="float32", threads=threads)
     return None if found is None else found.ratio
@@ -120,6 +136,12 @@ AIMS = (
     *(_share(batch, dtype) for dtype in ("float32", "bfloat16") for batch in (1, 32)),
     Aim("whole pretraining step against dense 3072", _step, 2.3),
     Aim("1x11, memory of a training step, 16384 tokens", _memory, most=130, unit=" MB"),
+    Aim("encoder, 32 x 128, 1x11 int8 against dense int8", _int8("1x11", 32 * 128, what="encoder"), 2.3),
+    Aim("encoder, 1 x 128, 1x11 int8 against dense int8", _int8("1x11", 128, what="encoder"), 2.5),
+    Aim("encoder, 32 x 128, 32x6 int8 against dense int8", _int8("32x6", 32 * 128, what="encoder"), 1.6),
+    Aim("1x11 int8, 128 tokens, against dense int8", _int8("1x11", 128), 60),
+    Aim("1x11 int8, 16384 tokens, against dense int8", _int8("1x11", 16384), 60),
+    Aim("1x11 int8, 16384 tokens, against dense float32", _int8("1x11", 16384, "float32"), 300),
     Aim("plain torch (gather), 16384 tokens", _layer("1x11", 16384, "float32", provider="gather"), 11),
     Aim("plain torch (gather), training step", _layer("1x11", 16384, "float32", "training", "gather"), 17),
 )

@@ -150,6 +150,8 @@ def differences(model: nn.Module, windows: np.ndarray, objective: MaskedTokens, 
     base = seen(model, windows, objective, keep=True)
     found = [Difference("float32", base.loss, 0.0, torch.ones(len(windows)), (), (), float("nan"), float("nan"))]
     for form, (linears, trees) in FORMS.items():
+        if trees != "keep" and not base.routes:
+            continue
         other = copy.deepcopy(model)
         try:
             optimise_for_cpu(other, linears=linears, trees=trees, least=least)

@@ -24,11 +24,13 @@ from fff.kernels import choose
 
 FEEDFORWARDS: dict[str, dict[str, Any]] = {
     "dense 3072": {"kind": "dense", "width": 3072, "activation": "gelu"},
+    "dense 1536": {"kind": "dense", "width": 1536, "activation": "gelu"},  # MiniLM's, which is 384 wide
     "dense 4095": {"kind": "dense", "width": 4095, "activation": "gelu"},
     "128x4 masked": {"kind": "path", "trees": 128, "depth": 4, "execution": "masked"},
     "128x4 conditional": {"kind": "path", "trees": 128, "depth": 4, "execution": "conditional"},
     "1x11 masked": {"kind": "path", "trees": 1, "depth": 11, "execution": "masked"},
     "1x11": {"kind": "path", "trees": 1, "depth": 11},
+    "32x6": {"kind": "path", "trees": 32, "depth": 6},
     "none": {"kind": "none"},  # the bound: no layer can be faster than no layer
 }
 EAGER = "eager"

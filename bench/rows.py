@@ -55,12 +55,13 @@ class SpeedRow:
     vocab_size: int | None = None
     tokens: int  # of one call
     sequences: int | None = None  # of one call, where tokens come in sequences
-    dtype: str  # of the group; the name of a dense row says its own
+    dtype: str  # of the group, whose dense rows say their own in their names; float32, bfloat16 or int8 of opponents.py
     mode: str
     inputs: str | None = None  # iid, skewed, or the trained layer that they were recorded at
     compiler: str = "eager"  # or a mode of torch.compile
     threads: int
     provider: str | None = None  # of the FFF layers
+    library: str | None = None  # that computes it, with its version, where not all rows have the same
 
     unit: str = "s"
     median: float
@@ -74,6 +75,7 @@ class SpeedRow:
     opponent: str | None = None
     ratio: float | None = None
     ratio_cold: float | None = None  # to the quickest first call of the dense layers of as many neurons
+    opponent_library: str | None = None
     second: str | None = None  # the usual feedforward layer, no feedforward at all, or the best dense layer
     ratio_second: float | None = None
 

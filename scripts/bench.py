@@ -3,7 +3,9 @@
 Layers by provider as `python -m bench.layer`, the memory of a training step, then the whole encoder and its pretraining
 step by feedforward; with --checkpoint and --text also a trained model's own layers on the inputs that they see. The
 report, one flat row for each thing timed, is written after each part. With --aims it times on a CPU what
-results/README.md has aims for, on one and on two threads (half an hour), and writes their table beside the JSON.
+results/README.md has aims for, on one and on two threads (half an hour), and writes their table beside the JSON;
+with --opponents it times trees against what people would run instead, in types and libraries (the extra
+`opponents`), and nothing else: that is a part of the aims too.
 """
 
 import signal
@@ -12,6 +14,7 @@ signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while libraries load ends
 
 import argparse
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,6 +25,7 @@ from bench.encoder import FEEDFORWARDS, Scale, scale_here
 from bench.layer import run_layers
 from bench.memory import run_memory
 from bench.model import run_models
+from bench.opponents import Size, run_opponents
 from bench.options import Shape, check_out, dtypes, names, parser, settings, shapes, thread_counts, whole_numbers
 from bench.rows import SpeedRow, write_rows
 from bench.trained import run_trained
@@ -47,6 +51,9 @@ def run(chosen: argparse.Namespace) -> None:
     if chosen.aims:
         timed, scale = bench_aims.settings(chosen.seconds), bench_aims.models(scale)
         memory = bench_aims.MEMORY_SHAPES, bench_aims.MEMORY_TOKENS
+    against = opponents_size(chosen, scale)
+    if chosen.opponents and not chosen.aims:
+        timed, memory, scale = [], ([], 0), replace(scale, batches=())
     out = chosen.out or Path(f"results/bench/{datetime.now(UTC):%Y%m%d-%H%M%S}.json")
     check_out(out)
     rows: list[SpeedRow] = []
@@ -58,13 +65,15 @@ def run(chosen: argparse.Namespace) -> None:
 
     if chosen.checkpoint:
         add(run_trained(chosen.checkpoint, chosen.text, settings(chosen, [Shape(1, 0)]), threads))
+    for count in threads if chosen.opponents or chosen.aims else ():
+        add(run_opponents(count, against))
     for count in threads if timed else ():
         add(run_layers(timed, count))
     if all(memory):
         add(run_memory(*memory))
     for count in threads if scale.batches else ():
         add(run_models(count, scale))
-    if chosen.aims:
+    if chosen.aims or chosen.opponents:
         text = bench_aims.table(rows, threads)
         write_atomic(out.with_suffix(".md"), text)
         print(f"\n{text}\nwritten    {out.with_suffix('.md')}")
@@ -83,7 +92,18 @@ def command_line() -> argparse.ArgumentParser:
     options.add_argument("--checkpoint", type=path_argument, help="a run's folder, or the model folder in it")
     options.add_argument("--text", type=path_argument, help="UTF-8 text for --checkpoint")
     options.add_argument("--aims", action="store_true", help="time what there are aims for, instead of the above")
+    options.add_argument("--opponents", action="store_true", help="time trees against other types and libraries")
     return options
+
+
+def opponents_size(chosen: argparse.Namespace, scale: Scale) -> Size:
+    """What of it is timed: all, or less where --tokens, --batches or --layers say so."""
+    whole = Size(seconds=chosen.seconds)
+    given = {key: getattr(scale, key) for key in ("batches", "layers") if getattr(chosen, key) is not None}
+    tokens = whole.tokens
+    if chosen.tokens != command_line().get_default("tokens"):
+        tokens = tuple(whole_numbers("tokens", chosen.tokens))
+    return replace(whole, tokens=tokens, encoder=replace(whole.encoder, **given))
 
 
 def model_scale(chosen: argparse.Namespace) -> Scale:

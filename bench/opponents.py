@@ -1,0 +1,178 @@
+"""Trees against what people would run instead on a CPU, all in turn in one run: `scripts/bench.py --opponents`.
+
+A layer 1x11 and encoders with trees, in float32, bfloat16 and int8, beside dense ones in every form that is there
+(forms.py), each held to its float32 module first; of the encoder also one of MiniLM's shape. `opponent` of a row is
+the fastest dense form of all, `second` the fastest dense int8. Not the providers of a layer (layer.py).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench.cases import WIDTH, dense
+from bench.encoder import Scale, encoder, microbatch, shape_of
+from bench.forms import FORMS, INT8, Form, made
+from bench.options import name_of
+from bench.rows import SpeedRow, stamp
+from bench.timing import figures, interleaved
+from cramming.machine import CPU
+from fff.layers.path import PathFFF
+from fff.testing import inputs
+from fff.topology import trained_neurons
+
+ROTATING = 4
+NEAREST = 64  # dense layers of the next multiple of as many neurons
+OURS = tuple(form for form in FORMS if form.ours)
+DENSE = tuple(form for form in FORMS if form.name != "int8 in bfloat16")
+TREES = ("1x11", "32x6", "none")
+USUAL = "dense 3072"
+MINILM = {"hidden_size": 384, "heads": 12}
+MINILM_DENSE = "dense 1536"
+
+ENCODER = Scale(CPU, batches=(1, 32), layers=6, vocab_size=4096)
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is timed: the tokens of the layer, the encoder, and at least how long each case."""
+
+    tokens: tuple[int, ...] = (1, 128, 16384)
+    depth: int = 11
+    encoder: Scale = ENCODER
+    seconds: float = 0.7
+
+
+@dataclass(frozen=True)
+class Timed:
+    """One thing to time, and what its row says beside the figures."""
+
+    form: Form
+    call: Callable[[int], object]
+    columns: dict[str, Any]
+
+
+class One(nn.Module):
+    """A layer as a model of which it is the part that changes."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, d_in) -> (N, d_out)."""
+        return self.layer(x)
+
+
+class Encoder(nn.Module):
+    """Token ids (B, S) -> the last hidden state (B, S, H), and nothing else."""
+
+    def __init__(self, feedforward: str, scale: Scale) -> None:
+        super().__init__()
+        self.encoder = encoder(feedforward, scale).model.eval()
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Encode."""
+        return self.encoder(input_ids=ids, return_dict=False)[0]
+
+
+def run_opponents(threads: int, size: Size) -> list[SpeedRow]:
+    """Rows of one number of threads: the layer by tokens, then encoders by batch."""
+    torch.set_num_threads(threads)
+    print(f"\ntrees and what people would run instead, {threads} thread{'s' * (threads > 1)}", flush=True)
+    rows = []
+    for tokens in size.tokens:
+        rows += told(measure_layer(size, tokens))
+    for batch in size.encoder.batches:
+        rows += told(measure_encoder(size, batch))
+    return rows
+
+
+def measure_layer(size: Size, tokens: int) -> list[SpeedRow]:
+    """Rows of a tree and the dense layer of as many neurons, at a number of tokens."""
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    shape, neurons = f"1x{size.depth}", -trained_neurons(1, size.depth) // NEAREST * -NEAREST
+    xs = inputs("iid", tokens, WIDTH, ROTATING)
+    cases = {}
+    for name, module, forms in (
+        (f"dense {neurons}", dense(neurons, torch.float32), DENSE),
+        (shape, PathFFF(WIDTH, WIDTH, size.depth), OURS),
+    ):
+        cases |= timed(name, One(module).eval(), xs, forms, {"shape": shape, "width": WIDTH, "inputs": "iid"})
+    return rows_of(cases, {"what": "layer", "tokens": tokens}, size.seconds)
+
+
+def measure_encoder(size: Size, sequences: int) -> list[SpeedRow]:
+    """Rows of encoders at a batch: dense, with trees, without feedforward, and of MiniLM's shape."""
+    torch._dynamo.reset()
+    cases: dict[str, Timed] = {}
+    plans = [(USUAL, size.encoder, DENSE), *((name, size.encoder, OURS) for name in TREES)]
+    small = replace(size.encoder, **{key: min(value, getattr(size.encoder, key)) for key, value in MINILM.items()})
+    plans.append((MINILM_DENSE, small, DENSE))
+    for name, scale, forms in plans:
+        ids = microbatch(scale, sequences).input_ids
+        title = name if scale is size.encoder else f"{name} of {scale.hidden_size}"
+        columns = {"shape": shape_of(name), **scale.title}
+        cases |= timed(title, Encoder(name, scale).eval(), [ids], forms, columns)
+    tokens = sequences * size.encoder.length
+    return rows_of(cases, {"what": "encoder", "tokens": tokens, "sequences": sequences}, size.seconds)
+
+
+def timed(
+    name: str, module: nn.Module, xs: list[Tensor], forms: tuple[Form, ...], columns: dict[str, Any]
+) -> dict[str, Timed]:
+    """A module's forms as cases by the rows' names."""
+
+    def case(form: Form, call: Any) -> Callable[[int], object]:
+        given = [form.given(x) for x in xs]
+        return lambda turn: call(given[turn % len(given)])
+
+    return {
+        f"{name} {form.name}": Timed(
+            form,
+            case(form, call),
+            {**columns, "relative_error": error, "dtype": dtype_of(form), "library": form.library},
+        )
+        for form, call, error in made(module, xs[0], forms, name)
+    }
+
+
+def dtype_of(form: Form) -> str:
+    """The type that a row is said to be of."""
+    return INT8 if form.kind == INT8 else name_of(form.dtype)
+
+
+def rows_of(cases: Mapping[str, Timed], same: dict[str, Any], seconds: float) -> list[SpeedRow]:
+    """All cases timed in turn, each beside the fastest dense form and the fastest dense int8 of its own size."""
+    with torch.inference_mode():
+        samples = interleaved({name: each.call for name, each in cases.items()}, CPU, seconds)
+    found = {name: figures(each) for name, each in samples.items()}
+    rivals = [name for name in cases if name.startswith("dense ") and " of " not in name]
+    best = min(rivals, key=lambda name: found[name]["median"])
+    cold = min(found[name]["cold"] for name in rivals)
+    int8 = [name for name in rivals if cases[name].form.kind == INT8]
+    second = min(int8, key=lambda name: found[name]["median"]) if int8 else None
+    same = {**same, "mode": "inference", **stamp(CPU, torch.get_num_threads())}
+    rows = []
+    for name, row in found.items():
+        against: dict[str, Any] = {"opponent": best, "ratio": found[best]["median"] / row["median"]}
+        against |= {"ratio_cold": cold / row["cold"], "opponent_library": cases[best].form.library}
+        if second is not None:
+            against |= {"second": second, "ratio_second": found[second]["median"] / row["median"]}
+        if same["what"] == "encoder":
+            against["tokens_per_s"] = same["tokens"] / row["median"]
+        rows.append(SpeedRow(name=name, **same, **cases[name].columns, **row, **against))
+    return rows
+
+
+def told(rows: list[SpeedRow]) -> list[SpeedRow]:
+    """The rows, printed."""
+    for row in rows:
+        size = f"{row.sequences} x {row.tokens // row.sequences}" if row.sequences else f"{row.tokens:,} tokens"
+        second = f" {row.ratio_second:8.2f}x {row.second}" if row.second else ""
+        took = f"{row.median * 1e3:10.3f} ms {row.ratio:8.2f}x {row.opponent}{second}"
+        print(f"  {row.what:<8} {size:<14} {row.name:<32} {took}", flush=True)
+    return rows
