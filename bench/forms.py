@@ -81,7 +81,7 @@ def _half(module: nn.Module, _: Tensor) -> Call:
 
 
 def _compiled(module: nn.Module, _: Tensor) -> Call:
-    return torch.compile(copy.deepcopy(module).bfloat16())  # type: ignore[return-value]
+    return torch.compile(copy.deepcopy(module).bfloat16())
 
 
 def _torch_int8(module: nn.Module, _: Tensor) -> Call:
@@ -103,7 +103,7 @@ def _torchao(module: nn.Module, _: Tensor) -> Call:
 
     made = copy.deepcopy(module)
     quantize_(made, Int8DynamicActivationInt8WeightConfig())
-    return torch.compile(made)  # type: ignore[return-value]
+    return torch.compile(made)
 
 
 def _onnxruntime(module: nn.Module, x: Tensor) -> Call:
@@ -195,7 +195,7 @@ def made(module: nn.Module, x: Tensor, forms: tuple[Form, ...], title: str) -> I
                     raise
                 print(f"left out   {title} {form.name}: {first_line(error)}", flush=True)
                 continue
-            error = float((found - expected).norm() / expected.norm())
-            assert error <= ERRORS[form.kind], f"{title} {form.name}: another result, off by {error:.1e} of float32's"
-            print(f"checked    {title} {form.name}, {form.library}: off by {error:.1e}", flush=True)
-            yield form, call, error
+            off = float((found - expected).norm() / expected.norm())
+            assert off <= ERRORS[form.kind], f"{title} {form.name}: another result, off by {off:.1e} of float32's"
+            print(f"checked    {title} {form.name}, {form.library}: off by {off:.1e}", flush=True)
+            yield form, call, off

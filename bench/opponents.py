@@ -96,7 +96,7 @@ def measure_layer(size: Size, tokens: int) -> list[SpeedRow]:
     torch._dynamo.reset()
     shape, neurons = f"1x{size.depth}", -trained_neurons(1, size.depth) // NEAREST * -NEAREST
     xs = inputs("iid", tokens, WIDTH, ROTATING)
-    cases = {}
+    cases: dict[str, Timed] = {}
     for name, module, forms in (
         (f"dense {neurons}", dense(neurons, torch.float32), DENSE),
         (shape, PathFFF(WIDTH, WIDTH, size.depth), OURS),

@@ -19,6 +19,7 @@ from cramming.report.groups import pretrain_groups, suite_groups
 from cramming.report.images import images_csv, images_markdown
 from cramming.report.leaves import leaves_csv, leaves_markdown
 from cramming.report.pretraining import pretraining_csv, pretraining_markdown
+from cramming.report.readme import write_readme
 from cramming.report.speed import Row, read_speed, speed_csv, speed_markdown, speed_tex
 from cramming.report.suites import glue_csv, glue_markdown, glue_tex, mini_csv, mini_markdown
 from cramming.report.times import layer_times
@@ -96,7 +97,10 @@ Build = Callable[..., Mapping[str, str | bytes]]
 
 def write_tables(results_dir: Path) -> list[Path]:
     """Write every table and return the paths. UserError names a damaged record or file of speed."""
-    return write(results_dir, {"tables": build_tables})
+    written = write(results_dir, {"tables": build_tables})
+    if results_dir.resolve() == CHECKOUT / "results":  # README is of the checkout's own results
+        write_readme(CHECKOUT / "README.md", read_speed(results_dir / "bench"))
+    return written
 
 
 def write_figures(results_dir: Path) -> list[Path]:
