@@ -41,9 +41,9 @@ class Provider:
         available: (device, dtype) -> None, or the reason why this machine cannot.
         output: the operands -> y alone, where that is faster than the whole result.
         walk: the operands -> nodes and scores alone, those of `output`, where that is less than the whole result.
-        shortcut: activation -> a function (x (..., H), parameters by name) -> y (..., K), or None for a call that it
-            does not take. It must see by itself what it cannot do: a mode of torch's, autocast, gradients, another
-            device or dtype, parameters that are missing; forward-mode derivatives its caller sees.
+        shortcut: activation -> a function (x (..., H), the layer's tensors by name) -> y (..., K), or None for a call
+            that it does not take. It must see by itself what it cannot do: a mode of torch's, autocast, gradients, another
+            device or dtype, tensors that are missing; forward-mode derivatives its caller sees.
         rank: its place where "auto" looks for the fastest; None where "auto" never takes it.
         devices: kinds of devices that "auto" considers it for; None for all.
         dtypes: what it takes where it is available.
@@ -126,7 +126,7 @@ INT8 = Operation(
         Provider("reference", "conditional", int8_definition),
         Provider("masked", "masked", int8_masked),
         Provider(
-            "cpu", "conditional", cpu.int8, cpu.available, cpu.int8_output, rank=1,
+            "cpu", "conditional", cpu.int8, cpu.available, cpu.int8_output, shortcut=cpu.int8_shortcut, rank=1,
             devices=("cpu", "meta"), dtypes=cpu.DTYPES, pays_from_other=0.0,
         ),
     ),

@@ -5,10 +5,11 @@ from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 
 from fff.activations import activation_named
 from fff.int8 import WIDEST, quantised
-from fff.kernels import INT8, Chooser, Int8Operands, Provider, check
+from fff.kernels import INT8, Chooser, Int8Operands, Provider, check, in_forward_mode
 from fff.kernels.int8 import DTYPES
 from fff.layers.base import Trees
 from fff.layers.operands import autocast_dtype, check_place
@@ -104,6 +105,11 @@ class QuantisedPath(Trees):
             ValueError: x has another last dimension, dtype or device.
             RuntimeError: gradients are wanted, or the layer is in training mode.
         """
+        # The provider's shortcut as in PathFFF.
+        if not self.training and not is_compiling() and (shortcut := self._chooser.shortcut) is not None:
+            y = None if in_forward_mode() else shortcut(x, self._buffers)
+            if y is not None:
+                return y
         provider, operands = self._call(x)
         y = provider.output(operands) if provider.output else provider.function(operands).y
         return y if x.dim() == 2 else y.view(*x.shape[:-1], self.d_out)
@@ -129,7 +135,7 @@ class QuantisedPath(Trees):
             )
         flat = self._flat(x)
         operands = Int8Operands(flat, self.w_in, self.scale_in, self.b_in, self.w_out, self.scale_out, self.activation)
-        return self._chooser.provider_for(self, flat), operands
+        return self._chooser.provider_for(self, flat, short=True), operands
 
     def _flat(self, x: Tensor) -> Tensor:
         """The input (N, d_in), in the dtype of the output."""
@@ -151,7 +157,7 @@ class QuantisedPath(Trees):
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        if name == "provider" and "_chooser" in self.__dict__:
+        if name in ("activation", "provider") and "_chooser" in self.__dict__:
             self._chooser.forget()
 
     def extra_repr(self) -> str:

@@ -156,6 +156,47 @@ def test_the_operators_are_sound() -> None:
         torch.library.opcheck(operator.default, (*tensors, 0), test_utils=("test_schema", "test_faketensor"))
 
 
+@pytest.mark.skipif("cpu" not in HERE, reason="the C++ cannot be built")
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_shortcut_has_the_operators_bits(dtype: torch.dtype, bias: bool) -> None:
+    *tensors, _ = operands(5, 2, 4, 48, 40, dtype=dtype)
+    if not bias:
+        tensors[3] = None
+    named = dict(zip(("w_in", "scale_in", "b_in", "w_out", "scale_out"), tensors[1:], strict=True))
+    for number, activation in enumerate(ACTIVATIONS):
+        with torch.no_grad():
+            y = cpu.int8_shortcut(activation)(tensors[0], named)
+        assert y is not None
+        assert torch.equal(y, torch.ops.fff.cpu_int8_infer.default(*tensors, number))
+
+
+@pytest.mark.skipif("cpu" not in HERE, reason="the C++ cannot be built")
+def test_a_layer_goes_the_short_way_where_a_call_is_plain_and_follows_what_is_set_on_it() -> None:
+    layer, x = QuantisedPath.from_float(a_layer(), "cpu"), torch.randn(3, 24)
+    infer, named = cpu.int8_shortcut("gelu"), layer._buffers
+    assert infer(x, named) is None, "gradients may be wanted"
+    with torch.no_grad():
+        expected = layer(x)
+        assert layer._chooser.shortcut is infer
+        for given in (x.double(), x.to("meta"), x.as_subclass(type("Sub", (Tensor,), {})), [1.0]):
+            assert infer(given, named) is None
+        assert infer(x, {name: named[name] for name in ("w_in", "b_in", "w_out")}) is None
+        with torch.autocast("cpu", torch.bfloat16):
+            assert infer(x, named) is None
+            assert torch.equal(layer(x), layer(x.bfloat16()))
+        with pytest.raises(ValueError, match="d_in=24"):
+            infer(x[:, 1:], named)
+        with torch.profiler.profile() as profile:
+            assert torch.equal(layer(x), expected)
+        assert "fff::cpu_int8_infer" in {event.name for event in profile.events()}
+        layer.activation = "relu"
+        assert not torch.allclose(layer(x), expected, atol=1e-3)
+        assert torch.equal(layer(x), layer(x))
+        with pytest.raises(RuntimeError, match="inference alone"):
+            copy.deepcopy(layer).train()(x)
+
+
 OTHER_MACHINE = """
 from tests.fff.test_int8 import SHAPES, held, operands
 from fff.kernels.cpu import operators as cpu

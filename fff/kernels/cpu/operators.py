@@ -24,6 +24,7 @@ from fff.reference import PathResult
 from fff.topology import child
 
 DTYPES = (torch.float32, torch.bfloat16)
+Short = Callable[[Tensor, Mapping[str, Tensor | None]], Tensor | None]
 ACTIVATION_IDS = {name: number for number, name in enumerate(ACTIVATIONS)}  # as cpp/activations.h counts them
 
 
@@ -50,14 +51,23 @@ def _ready() -> str | None:
     return None
 
 
-@functools.cache
-def shortcut(activation: str) -> Callable[[Tensor, Mapping[str, Tensor | None]], Tensor | None]:
+def shortcut(activation: str) -> Short:
     """Inference past torch's dispatcher, see `fff.kernels.Provider` and cpp/python.cpp."""
-    library = load()
-    if not hasattr(library, "fff_infer"):  # built where Python's headers are missing
+    return _short("fff_infer", activation)
+
+
+def int8_shortcut(activation: str) -> Short:
+    """The same of int8 trees, by their buffers' names."""
+    return _short("fff_int8_infer", activation)
+
+
+@functools.cache
+def _short(name: str, activation: str) -> Short:
+    function = getattr(load(), name, None)
+    if function is None:  # built where Python's headers are missing
         return _ask_operator
-    library.fff_infer.argtypes, library.fff_infer.restype = [ctypes.c_long], ctypes.py_object
-    return library.fff_infer(ACTIVATION_IDS[activation])
+    function.argtypes, function.restype = [ctypes.c_long], ctypes.py_object
+    return function(ACTIVATION_IDS[activation])
 
 
 def _ask_operator(x: Tensor, parameters: Mapping[str, Tensor | None]) -> None:

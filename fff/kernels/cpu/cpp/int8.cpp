@@ -3,6 +3,7 @@
 
 #include "blocks.h"
 #include "int8.h"
+#include "ops.h"
 
 namespace fff {
 namespace {
@@ -25,27 +26,33 @@ struct HeldBytes {
 };
 
 template <class E>
-void compute(const BytesLayer& layer, const Tensor& x, Tensor& y, float* scores, int32_t* leaf) {
-  const Held<E> from(x);
-  E* const to = y.mutable_data_ptr<E>();
-  over_blocks(rows_of(x), layer.trees, work_of(layer), [&](int64_t begin, int64_t end, Space& space) {
-    bytes_forward<E>(layer, from.at + begin * layer.width, end - begin, to + begin * layer.out_width,
+void compute(const BytesLayer& layer, const E* x, int64_t tokens, E* y, float* scores, int32_t* leaf) {
+  over_blocks(tokens, layer.trees, work_of(layer), [&](int64_t begin, int64_t end, Space& space) {
+    bytes_forward<E>(layer, x + begin * layer.width, end - begin, y + begin * layer.out_width,
                      scores ? scores + begin * layer.stride() : nullptr, leaf ? leaf + begin * layer.trees : nullptr,
                      space);
   });
 }
 
-// x (..., H) -> y (..., K)
-Tensor infer(const Tensor& x, const Tensor& w_in, const Tensor& scale_in, const optional<Tensor>& b_in,
-             const Tensor& w_out, const Tensor& scale_out, int64_t activation) {
+}  // namespace
+
+Tensor bytes_infer(const Tensor& x, const Tensor& w_in, const Tensor& scale_in, const optional<Tensor>& b_in,
+                   const Tensor& w_out, const Tensor& scale_out, int64_t activation, void (*around)(Work)) {
   const Activation act = activation_of(activation);
   const int64_t depth = check_bytes(x, w_in, scale_in, b_in, w_out, scale_out);
   Tensor y = output_like(x, w_out.size(2));
   if (!y.numel()) return y;
   const HeldBytes held(w_in, scale_in, b_in, w_out, scale_out, depth, act);
-  for_dtype(x.scalar_type(), [&]<class E>() { compute<E>(held.layer, x, y, nullptr, nullptr); });
+  for_dtype(x.scalar_type(), [&]<class E>() {
+    const Held<E> from(x);
+    const int64_t tokens = rows_of(x);
+    E* const to = y.mutable_data_ptr<E>();
+    around([&] { compute<E>(held.layer, from.at, tokens, to, nullptr, nullptr); });
+  });
   return y;
 }
+
+namespace {
 
 // x (N, H) -> y (N, K), leaves' nodes (N, T) int32, scores (N, T, L) float32
 std::tuple<Tensor, Tensor, Tensor> forward_op(const Tensor& x, const Tensor& w_in, const Tensor& scale_in,
@@ -59,7 +66,9 @@ std::tuple<Tensor, Tensor, Tensor> forward_op(const Tensor& x, const Tensor& w_i
   Tensor scores = fresh({tokens, trees, depth + 1}, at::kFloat);
   const HeldBytes held(w_in, scale_in, b_in, w_out, scale_out, depth, act);
   for_dtype(x.scalar_type(), [&]<class E>() {
-    compute<E>(held.layer, x, y, scores.mutable_data_ptr<float>(), leaf.mutable_data_ptr<int32_t>());
+    const Held<E> from(x);
+    compute<E>(held.layer, from.at, tokens, y.mutable_data_ptr<E>(), scores.mutable_data_ptr<float>(),
+               leaf.mutable_data_ptr<int32_t>());
   });
   return {y, leaf, scores};
 }
@@ -76,7 +85,10 @@ TORCH_LIBRARY_FRAGMENT(fff, m) {
 }
 
 TORCH_LIBRARY_IMPL(fff, CPU, m) {
-  m.impl("cpu_int8_infer", infer);
+  m.impl("cpu_int8_infer", [](const Tensor& x, const Tensor& w_in, const Tensor& scale_in, const optional<Tensor>& b_in,
+                              const Tensor& w_out, const Tensor& scale_out, int64_t activation) {
+    return bytes_infer(x, w_in, scale_in, b_in, w_out, scale_out, activation);
+  });
   m.impl("cpu_int8_forward", forward_op);
 }
 

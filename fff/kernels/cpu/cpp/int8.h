@@ -158,11 +158,12 @@ inline void over_row(const E* row, int64_t width, const F& f) {
   }
 }
 
-// The largest absolute value; a NaN is larger than infinity.
+// The largest absolute value; a NaN is larger than infinity. Memory is asked for the row `next` meanwhile.
 template <class E>
-inline float largest(const E* row, int64_t width) {
+inline float largest(const E* row, int64_t width, const E* next) {
   Ints found{};  // bits of numbers of one sign are ordered as the numbers
-  over_row(row, width, [&](int64_t, int, Floats value) {
+  over_row(row, width, [&](int64_t column, int, Floats value) {
+    __builtin_prefetch(next + column);
     const Ints bits = (Ints)value & 0x7FFFFFFF;
     found = bits > found ? bits : found;
   });
@@ -173,8 +174,8 @@ inline float largest(const E* row, int64_t width) {
 
 // A token's bytes and scale; `added` as in Scaled. One that is not finite has the scale NaN and bytes of 0.
 template <class E>
-inline float quantise(const E* row, int64_t width, int8_t* to, uint32_t& added) {
-  const float most = largest(row, width);
+inline float quantise(const E* row, int64_t width, int8_t* to, uint32_t& added, const E* next) {
+  const float most = largest(row, width, next);
   added = 0;
   if (!(most >= kLeast && std::isfinite(most))) {
     std::memset(to, 0, width);
@@ -210,7 +211,8 @@ void bytes_forward(const BytesLayer& layer, const E* x, int64_t tokens, E* y, fl
   auto* const bytes = static_cast<int8_t*>(std::align(kLineBytes, tokens * width, place, room));
   float* const scales = at_least(space.scales, tokens);
   uint32_t* const added = at_least(space.added, tokens);
-  for (int64_t n = 0; n < tokens; ++n) scales[n] = quantise(x + n * width, width, bytes + n * width, added[n]);
+  for (int64_t n = 0; n < tokens; ++n)
+    scales[n] = quantise(x + n * width, width, bytes + n * width, added[n], x + std::min(n + 2, tokens - 1) * width);
   const Layer<int8_t, float>& rows = layer;
   forward_by(
       rows, static_cast<const int8_t*>(bytes), nullptr, tokens, y, scores, leaf, space,

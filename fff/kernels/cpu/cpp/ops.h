@@ -17,4 +17,9 @@ inline void at_once(Work work) { work(); }
 at::Tensor infer(const at::Tensor& x, const at::Tensor& w_in, const std::optional<at::Tensor>& b_in,
                  const at::Tensor& w_out, int64_t activation, void (*around)(Work) = at_once);
 
+// The same on rows of eight-bit integers with scales (int8.cpp).
+at::Tensor bytes_infer(const at::Tensor& x, const at::Tensor& w_in, const at::Tensor& scale_in,
+                       const std::optional<at::Tensor>& b_in, const at::Tensor& w_out, const at::Tensor& scale_out,
+                       int64_t activation, void (*around)(Work) = at_once);
+
 }  // namespace fff

@@ -37,51 +37,97 @@ bool plain(PyObject* object) {
   return THPVariable_CheckExact(object) && within(THPVariable_Unpack(object).key_set(), dense);
 }
 
-// A parameter by name, owned: the dictionary may let go of it at any time. Null where it is missing.
-struct Parameter {
+// A tensor by name, owned: the dictionary may let go of it at any time. Null where it is missing.
+struct Named {
   PyObject* object = nullptr;
-  Parameter(PyObject* parameters, PyObject* name) {
+  Named(PyObject* tensors, PyObject* name) {
 #if PY_VERSION_HEX >= 0x030D0000
-    PyDict_GetItemRef(parameters, name, &object);
+    PyDict_GetItemRef(tensors, name, &object);
 #else
-    object = Py_XNewRef(PyDict_GetItemWithError(parameters, name));
+    object = Py_XNewRef(PyDict_GetItemWithError(tensors, name));
 #endif
   }
-  Parameter(const Parameter&) = delete;
-  ~Parameter() { Py_XDECREF(object); }
+  Named(const Named&) = delete;
+  ~Named() { Py_XDECREF(object); }
+
+  bool none() const { return object == Py_None; }
+  bool usable() const { return object && plain(object); }
+  const at::Tensor& tensor() const { return THPVariable_Unpack(object); }
+  std::optional<at::Tensor> if_any() const { return none() ? std::nullopt : std::optional<at::Tensor>(tensor()); }
 };
 
-// (x, parameters by name) -> y, or None for a call that must go through torch's dispatcher. `activation` is the number
-// of the activation function.
+// The layers' tensors.
+struct Names {
+  PyObject *const in = of("w_in"), *const bias = of("b_in"), *const out = of("w_out");
+  PyObject *const in_scale = of("scale_in"), *const out_scale = of("scale_out");
+  static PyObject* of(const char* text) { return PyUnicode_InternFromString(text); }
+  static const Names& all() {
+    static const Names names;
+    return names;
+  }
+};
+
+bool takes(PyObject* const* given, Py_ssize_t count) {
+  if (count != 2 || !PyDict_Check(given[1]) || !plain_here() || !plain(given[0])) return false;
+  const auto dtype = THPVariable_Unpack(given[0]).scalar_type();
+  return dtype == at::kFloat || dtype == at::kBFloat16;
+}
+
+// (x, tensors by name) -> y, or None for a call that must go through torch's dispatcher. `activation` is the number of
+// the activation function.
 PyObject* call(PyObject* activation, PyObject* const* given, Py_ssize_t count) {
   HANDLE_TH_ERRORS
-  static PyObject* const names[] = {PyUnicode_InternFromString("w_in"), PyUnicode_InternFromString("b_in"),
-                                    PyUnicode_InternFromString("w_out")};
-  if (count != 2 || !PyDict_Check(given[1]) || !plain_here() || !plain(given[0])) Py_RETURN_NONE;
-  const Parameter in(given[1], names[0]), bias(given[1], names[1]), out(given[1], names[2]);
+  if (!takes(given, count)) Py_RETURN_NONE;
+  const at::Tensor& x = THPVariable_Unpack(given[0]);
+  const Names& names = Names::all();
+  const Named in(given[1], names.in), bias(given[1], names.bias), out(given[1], names.out);
   if (PyErr_Occurred()) return nullptr;
-  if (!in.object || !bias.object || !out.object || !plain(in.object) || !plain(out.object) ||
-      (bias.object != Py_None && !plain(bias.object)))
-    Py_RETURN_NONE;
-  const at::Tensor &x = THPVariable_Unpack(given[0]), &w_in = THPVariable_Unpack(in.object);
-  const auto dtype = x.scalar_type();
-  if (dtype != w_in.scalar_type() || (dtype != at::kFloat && dtype != at::kBFloat16)) Py_RETURN_NONE;
-  const auto b_in = bias.object == Py_None ? std::nullopt : std::optional<at::Tensor>(THPVariable_Unpack(bias.object));
+  if (!in.usable() || !out.usable() || !(bias.none() || bias.usable())) Py_RETURN_NONE;
+  if (x.scalar_type() != in.tensor().scalar_type()) Py_RETURN_NONE;
   const int64_t number = PyLong_AsLongLong(activation);
-  return THPVariable_Wrap(infer(x, w_in, b_in, THPVariable_Unpack(out.object), number, released));
+  return THPVariable_Wrap(infer(x, in.tensor(), bias.if_any(), out.tensor(), number, released));
   END_HANDLE_TH_ERRORS
 }
 
-PyMethodDef method{"infer", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&call)), METH_FASTCALL, nullptr};
+PyObject* call_bytes(PyObject* activation, PyObject* const* given, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  if (!takes(given, count)) Py_RETURN_NONE;
+  const Names& names = Names::all();
+  const Named in(given[1], names.in), bias(given[1], names.bias), out(given[1], names.out);
+  const Named in_scale(given[1], names.in_scale), out_scale(given[1], names.out_scale);
+  if (PyErr_Occurred()) return nullptr;
+  for (const Named* const found : {&in, &in_scale, &out, &out_scale})
+    if (!found->usable()) Py_RETURN_NONE;
+  if (!(bias.none() || bias.usable())) Py_RETURN_NONE;
+  return THPVariable_Wrap(bytes_infer(THPVariable_Unpack(given[0]), in.tensor(), in_scale.tensor(), bias.if_any(),
+                                      out.tensor(), out_scale.tensor(), PyLong_AsLongLong(activation), released));
+  END_HANDLE_TH_ERRORS
+}
+
+using Call = PyObject*(PyObject*, PyObject* const*, Py_ssize_t);
+
+PyMethodDef method_of(const char* name, Call* function) {
+  return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function)), METH_FASTCALL, nullptr};
+}
+
+PyObject* with_activation(PyMethodDef& method, long activation) {
+  PyObject* const number = PyLong_FromLong(activation);
+  PyObject* const function = number ? PyCFunction_New(&method, number) : nullptr;
+  Py_XDECREF(number);
+  return function;
+}
 
 }  // namespace
 }  // namespace fff
 
-// For ctypes: a new reference to the function for one activation.
+// For ctypes: new references to the functions for one activation.
 extern "C" PyObject* fff_infer(long activation) {
-  PyObject* const number = PyLong_FromLong(activation);
-  PyObject* const function = number ? PyCFunction_New(&fff::method, number) : nullptr;
-  Py_XDECREF(number);
-  return function;
+  static PyMethodDef method = fff::method_of("infer", fff::call);
+  return fff::with_activation(method, activation);
+}
+
+extern "C" PyObject* fff_int8_infer(long activation) {
+  static PyMethodDef method = fff::method_of("int8_infer", fff::call_bytes);
+  return fff::with_activation(method, activation);
 }
 #endif
