@@ -42,8 +42,8 @@ class Provider:
         output: the operands -> y alone, where that is faster than the whole result.
         walk: the operands -> nodes and scores alone, those of `output`, where that is less than the whole result.
         shortcut: activation -> a function (x (..., H), the layer's tensors by name) -> y (..., K), or None for a call
-            that it does not take. It must see by itself what it cannot do: a mode of torch's, autocast, gradients, another
-            device or dtype, tensors that are missing; forward-mode derivatives its caller sees.
+            that it does not take. It must see by itself what it cannot do: a mode of torch's, autocast, gradients,
+            another device or dtype, tensors that are missing; forward-mode derivatives its caller sees.
         rank: its place where "auto" looks for the fastest; None where "auto" never takes it.
         devices: kinds of devices that "auto" considers it for; None for all.
         dtypes: what it takes where it is available.
