@@ -21,6 +21,7 @@ from cramming.provenance import git_state
 SCHEMA_VERSION = 1
 WHAT = (
     "layer",
+    "cold calls",
     "level 1",  # of the paper's table: paper.py
     "level 2",
     "level 3",

@@ -127,6 +127,8 @@ class Chooser:
         if compiling:
             return chosen
         self._chosen[key] = chosen.name
+        if chosen.settle and short:
+            chosen.settle((*layer.parameters(), *layer.buffers()))
         if chosen.shortcut and short:
             self.shortcut = chosen.shortcut(layer.activation)
         return chosen

@@ -7,7 +7,7 @@ depth 2 0.9, depth 3 1.1 to 1.3, depth 4 1.3, depth 5 2.0, depth 6 3.3, depth 11
 masked divided by cpu: see docs/kernels.md.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,6 +44,7 @@ class Provider:
         shortcut: activation -> a function (x (..., H), the layer's tensors by name) -> y (..., K), or None for a call
             that it does not take. It must see by itself what it cannot do: a mode of torch's, autocast, gradients,
             another device or dtype, tensors that are missing; forward-mode derivatives its caller sees.
+        settle: what it does once with a layer's weights, in place, before it infers with them.
         rank: its place where "auto" looks for the fastest; None where "auto" never takes it.
         devices: kinds of devices that "auto" considers it for; None for all.
         dtypes: what it takes where it is available.
@@ -59,6 +60,7 @@ class Provider:
     output: Callable[[Any], Tensor] | None = None
     walk: Callable[[Any], tuple[Tensor, Tensor]] | None = None
     shortcut: Callable[[str], Shortcut] | None = None
+    settle: Callable[[Iterable[Tensor]], None] | None = None
     rank: int | None = None
     devices: tuple[str, ...] | None = None
     dtypes: tuple[torch.dtype, ...] = FLOATS
@@ -97,8 +99,8 @@ PATH = Operation(
             pays_from=gather.PAYS_FROM,
         ),
         Provider(
-            "cpu", "conditional", cpu.cpu, cpu.available, cpu.output, shortcut=cpu.shortcut, rank=1,
-            devices=("cpu", "meta"), dtypes=cpu.DTYPES, pays_from={"cpu": 2.3},  # depth 2
+            "cpu", "conditional", cpu.cpu, cpu.available, cpu.output, shortcut=cpu.shortcut, settle=cpu.settle,
+            rank=1, devices=("cpu", "meta"), dtypes=cpu.DTYPES, pays_from={"cpu": 2.3},  # depth 2
         ),
         Provider(
             "triton", "conditional", triton.triton, triton.available, triton.output, shortcut=triton.shortcut, rank=2,
@@ -126,8 +128,8 @@ INT8 = Operation(
         Provider("reference", "conditional", int8_definition),
         Provider("masked", "masked", int8_masked),
         Provider(
-            "cpu", "conditional", cpu.int8, cpu.available, cpu.int8_output, shortcut=cpu.int8_shortcut, rank=1,
-            devices=("cpu", "meta"), dtypes=cpu.DTYPES, pays_from_other=0.0,
+            "cpu", "conditional", cpu.int8, cpu.available, cpu.int8_output, shortcut=cpu.int8_shortcut,
+            settle=cpu.settle, rank=1, devices=("cpu", "meta"), dtypes=cpu.DTYPES, pays_from_other=0.0,
         ),
     ),
 )  # fmt: skip

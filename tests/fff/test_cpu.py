@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import platform
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -283,6 +284,44 @@ def test_a_layer_that_was_used_can_be_copied_and_saved() -> None:
             assert torch.equal(same(x), y)
         parametrize.register_parametrization(layer, "w_in", torch.nn.Identity())
         assert torch.equal(layer(x), y)
+
+
+def test_weights_that_infer_lie_in_huge_pages_with_the_bits_they_had() -> None:
+    code = """
+import re
+import torch
+from fff import PathFFF
+from fff.layers.quantised import QuantisedPath
+def huge(address):
+    inside = False
+    for line in open("/proc/self/smaps"):
+        if area := re.match("([0-9a-f]+)-([0-9a-f]+) ", line):
+            inside = int(area[1], 16) <= address < int(area[2], 16)
+        elif inside and line.startswith("AnonHugePages"):
+            return int(line.split()[1])
+layer, x = PathFFF(768, 768, 11, provider="cpu").eval(), torch.randn(3, 768)
+quantised = QuantisedPath.from_float(layer, "cpu").eval()
+for module in (layer, quantised):
+    middle = module.w_in.data_ptr() + module.w_in.nbytes // 2
+    before, kept, at = huge(middle), module.w_in.clone(), module.w_in.data_ptr()
+    with torch.no_grad():
+        y = module(x)
+        assert torch.equal(y, module(x))
+    assert torch.equal(module.w_in, kept)
+    assert module.w_in.data_ptr() == at
+    assert before == 0
+    print("in huge pages" if huge(middle) >= module.w_in.nbytes // 2**21 * 1024 else "not", huge(middle))
+"""
+    enabled = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not enabled.exists() or "[never]" in enabled.read_text() or not collapses():
+        pytest.skip("this system has no huge pages to ask for")
+    assert in_a_new_process(code).count("in huge pages") == 2
+
+
+def collapses() -> bool:
+    """Whether Linux is of 6.1 or later."""
+    system, *release = platform.uname()[0], *platform.release().split(".")[:2]
+    return system == "Linux" and tuple(map(int, release)) >= (6, 1)
 
 
 def test_memory_of_large_results_is_used_again_when_they_are_gone() -> None:

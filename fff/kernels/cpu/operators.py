@@ -6,11 +6,11 @@ as the work. Training saves x, the leaves and the scores. See docs/kernels.md.
 
 import ctypes
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fff.activations import ACTIVATIONS
 from fff.kernels.autograd import differentiable, gradients_wanted, register_backward
@@ -59,6 +59,15 @@ def shortcut(activation: str) -> Short:
 def int8_shortcut(activation: str) -> Short:
     """The same of int8 trees, by their buffers' names."""
     return _short("fff_int8_infer", activation)
+
+
+def settle(tensors: Iterable[Tensor]) -> None:
+    """Weights into huge pages, where they are large and the system can: bits and addresses stay (cpp/memory.h)."""
+    into_huge_pages = load().fff_into_huge_pages
+    into_huge_pages.argtypes, into_huge_pages.restype = [ctypes.c_void_p, ctypes.c_size_t], None
+    for tensor in tensors:
+        if type(tensor) in (Tensor, nn.Parameter) and tensor.device.type == "cpu" and tensor.is_contiguous():
+            into_huge_pages(tensor.data_ptr(), tensor.nbytes)
 
 
 @functools.cache

@@ -40,6 +40,20 @@ struct Space {
 
 inline int64_t padded(int64_t width) { return (width + kStep - 1) / kStep * kStep; }
 
+// Rows of so few lines end before a processor has seen that they are read one line after another; longer ones it
+// fetches better by itself.
+constexpr int64_t kShortRow = 1536;
+
+// Asks memory for those rows of the path to a leaf that are not on the path to another one.
+template <class E>
+inline void fetch_path(const E* w, int64_t width, int64_t depth, int64_t leaf, int64_t known) {
+  for (int64_t l = depth; l >= 0 && ancestor(leaf, depth, l) != ancestor(known, depth, l); --l) {
+    const char* const row = reinterpret_cast<const char*>(w + ancestor(leaf, depth, l) * width);
+    for (int64_t at = 0; at < width * static_cast<int64_t>(sizeof(E)); at += kLineBytes)
+      __builtin_prefetch(row + at, 0, 2);
+  }
+}
+
 // to (tokens, out_width) = sum over trees and path nodes of coefficient * the node's row; w (T, M, row_width),
 // coefficients (tokens, stride). Needs the sorted tokens of all trees in `space`.
 template <class E, class B, class O>
@@ -58,12 +72,15 @@ void sum_paths(const Layer<E, B>& layer, const E* w, int64_t row_width, const fl
   const bool streaming = !sums && tokens * row_width * sizeof(O) >= kStreamBytes &&
                          reinterpret_cast<uintptr_t>(to) % kVectorBytes == 0 &&
                          row_width * sizeof(O) % kVectorBytes == 0;
+  const bool fetching = row_width * static_cast<int64_t>(sizeof(E)) <= kShortRow;
   space.rows.resize(length);
   const E** rows = reinterpret_cast<const E**>(space.rows.data());
   for (int64_t tree = 0; tree < layer.trees; ++tree) {
     const E* w_tree = w + tree * nodes * row_width;
     const Sorted sorted = space.sorted(tree, tokens);
     for_leaves(sorted, tokens, [&](int64_t begin, int64_t end, int64_t leaf) {
+      if (fetching && end + 1 < tokens)  // of a token after the next
+        fetch_path(w_tree, row_width, depth, sorted.leaf[end + 1], sorted.leaf[end]);
       for (int64_t l = 0; l < length; ++l) rows[l] = w_tree + ancestor(leaf, depth, l) * row_width;
       in_blocks<kSumTokens>(begin, end, [&]<int T>(int64_t at) {
         const float* c[T];

@@ -15,6 +15,9 @@
 
 #ifdef __linux__
 #include <sys/mman.h>
+#if !defined(MADV_COLLAPSE)
+#define MADV_COLLAPSE 25  // of Linux 6.1
+#endif
 #endif
 
 namespace fff {
@@ -100,5 +103,16 @@ class Memory final : public c10::Allocator {
   std::vector<Block> kept_;
   size_t total_ = 0, limit_;
 };
+
+// Memory that is there already, of any owner, into huge pages where it fills them: contents and addresses stay. A row
+// of weights that is in no cache waits for its page's entry first, and huge pages are few. Where the system cannot,
+// nothing happens.
+inline void into_huge_pages(void* at, size_t bytes) {
+#ifdef __linux__
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(at) + Memory::kPage - 1) / Memory::kPage * Memory::kPage;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(at) + bytes) / Memory::kPage * Memory::kPage;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_COLLAPSE);
+#endif
+}
 
 }  // namespace fff

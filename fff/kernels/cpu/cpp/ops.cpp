@@ -227,3 +227,6 @@ TORCH_LIBRARY_IMPL(fff, CPU, m) {
 }
 
 }  // namespace fff
+
+// For ctypes.
+extern "C" void fff_into_huge_pages(void* at, size_t bytes) { fff::into_huge_pages(at, bytes); }
