@@ -70,9 +70,9 @@ def test_marks_that_are_missing_or_doubled_are_named(text: str, tmp_path: Path) 
 
 def test_what_stands_around_the_marks_stays(tmp_path: Path) -> None:
     path = tmp_path / "README.md"
-    path.write_text(f"before\n{START}\nold\n{END}\nafter\n")
+    path.write_text(f"before\n{START}\nof yesterday\n{END}\nafter\n")
     write_readme(path, [row()])
     text = path.read_text()
     assert text.startswith(f"before\n{START}\n| what")
     assert text.endswith(f"{END}\nafter\n")
-    assert "old" not in text
+    assert "of yesterday" not in text
