@@ -18,7 +18,7 @@ from cramming.train.root import COSMETIC, EQUAL
 LEAST_WIDTHS = 4  # of a curve
 LEAST_SEEDS = 3  # of each of its widths
 # What is a row's own, or measured beside it, and so no condition of its set.
-NO_CONDITION = COSMETIC | EQUAL | {"train.initial_split", "train.oracle"}
+NO_CONDITION = COSMETIC | EQUAL | {"train.initial_split", "train.oracle", "train.width_base"}
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from cramming.train.oracle import check_oracle
 from cramming.train.parts import Parts, Tokens
 from cramming.train.root import PretrainRoot
 from cramming.train.split import check_split
+from cramming.train.width import start_by_width, width_factor
 from fff.hardening import set_hardening
 from fff.layers.base import Feedforward
 
@@ -37,7 +38,7 @@ def assemble(root: PretrainRoot, data: Tokens, world: World) -> Parts:
         world.seed(root.seed, each_its_own=True)
     model.set_attn_implementation(attention(root.train, world.device))
     hardening = Hardening(root.hardening, model)
-    wrapped, optimiser = world.wrap(model, build_optimiser(model, root.train, world.device))
+    wrapped, optimiser = world.wrap(model, build_optimiser(model, root, world.device))
     return Parts(root, world, data, objective, model, compiled(wrapped, root.train), optimiser, hardening)
 
 
@@ -70,6 +71,7 @@ def build_model(root: PretrainRoot, data: Tokens, seed: Callable[[int], None]) -
         raise UserError(f"ffn: {error}") from error
     if root.train.equal_start:
         draw_by_name(built, model.init_std, root.seed)
+    start_by_width(built, width_factor(root))
     return built
 
 

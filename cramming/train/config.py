@@ -52,6 +52,8 @@ class TrainConfig:
     # Initial values outside the feedforward layers follow from seed and name alone: equal for every kind and size of
     # layer. Without it, whatever is drawn before them shifts them.
     equal_start: bool = False
+    # Neurons used by a token beyond which output weights begin smaller and learn slower (width.py); 0: no such rule.
+    width_base: int = 0
     initial_split: int = 0  # training sequences whose tokens set the trees' biases at the start: half go right
     # At the end, of dense layers: the validation loss with each token's k most active neurons alone, for each k.
     oracle: list[int] = field(default_factory=list)
@@ -61,7 +63,7 @@ class TrainConfig:
         self._check_budget()
         counts = ("microbatch", "batch", "validations", "valid_sequences", "checkpoints", "keep_checkpoints")
         numbers("train", self, (*counts, "log_steps", "usage_sequences", "usage_steps"), least=1)
-        number("train.initial_split", self.initial_split, least=0)
+        numbers("train", self, ("initial_split", "width_base"), least=0)
         one_of("train.schedule", self.schedule, LR_SCHEDULES)
         one_of("train.precision", self.precision, PRECISIONS)
         one_of("train.compile_mode", self.compile_mode, COMPILE_MODES)

@@ -134,7 +134,7 @@ class Trainer:
         norm = self.world.clip(parts.wrapped.parameters(), self.config.clip)
         finite = torch.isfinite(loss) & torch.isfinite(norm)
         for group in parts.optimiser.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_factor", 1.0)
         self.world.update(parts.optimiser, finite)
         return norm, finite
 

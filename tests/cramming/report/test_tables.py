@@ -331,9 +331,11 @@ def test_same_records_give_equal_bytes_whatever_their_order(tmp_path, paper):
         write_json(tmp_path / "runs" / f"{record['name']}.json", {"schema_version": 1, **record})
     paths = [*write_tables(tmp_path), *write_figures(tmp_path)]
     first = {path.name: path.read_bytes() for path in paths}
-    names = ("pretraining", "leaves", "glue", "mini", "images", "speed")
+    names = ("pretraining", "leaves", "glue", "mini", "images", "speed", "distill")
     pages = {f"{name}.{end}" for name in names for end in ("md", "csv")}
-    pages |= {f"{name}.{end}" for name in ("effective_width", "controls", "depth") for end in ("md", "csv", "tex")}
+    pages |= {
+        f"{name}.{end}" for name in ("effective_width", "controls", "depth", "trend") for end in ("md", "csv", "tex")
+    }
     pages |= {"glue.tex", "speed.tex"}
     figures = {
         f"{name}.{end}" for name in ("glue", "curves-quickstart-4000000-tokens-abcdef") for end in ("png", "svg")
