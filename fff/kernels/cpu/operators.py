@@ -4,6 +4,7 @@ Inference calls an operator that has no autograd and gives outputs alone: at one
 as the work. Training saves x, the leaves and the scores. See docs/kernels.md.
 """
 
+import contextlib
 import ctypes
 import functools
 from collections.abc import Callable, Iterable, Mapping
@@ -67,7 +68,8 @@ def settle(tensors: Iterable[Tensor]) -> None:
     into_huge_pages.argtypes, into_huge_pages.restype = [ctypes.c_void_p, ctypes.c_size_t], None
     for tensor in tensors:
         if type(tensor) in (Tensor, nn.Parameter) and tensor.device.type == "cpu" and tensor.is_contiguous():
-            into_huge_pages(tensor.data_ptr(), tensor.nbytes)
+            with contextlib.suppress(RuntimeError):  # a tensor of torch.func, which has no memory of its own
+                into_huge_pages(tensor.data_ptr(), tensor.nbytes)
 
 
 @functools.cache
