@@ -13,6 +13,8 @@ KNOWN = (
     "position_ids",
     "token_type_ids",
     "labels",
+    "start_positions",
+    "end_positions",
     "masked_positions",
     "output_attentions",
     "output_hidden_states",

@@ -4,10 +4,18 @@ from collections.abc import Mapping
 
 from transformers import PreTrainedModel
 
+from cramming.model.remote import AUTO_MAP
 from fff.feedforward import settings_from
 
-TASKS = {"CrammedForMaskedLM": ("AutoModelForMaskedLM", "fill-mask")}
-OTHER = ("AutoModelForSequenceClassification", "text-classification")
+# Auto class -> what the hub calls its task.
+TASKS = {
+    "AutoModel": "feature-extraction",
+    "AutoModelForMaskedLM": "fill-mask",
+    "AutoModelForSequenceClassification": "text-classification",
+    "AutoModelForTokenClassification": "token-classification",
+    "AutoModelForQuestionAnswering": "question-answering",
+    "AutoModelForMultipleChoice": "multiple-choice",
+}
 
 
 def model_card(model: PreTrainedModel, numbers: Mapping[str, str]) -> str:
@@ -18,12 +26,12 @@ def model_card(model: PreTrainedModel, numbers: Mapping[str, str]) -> str:
     """
     config = model.config
     settings = settings_from(config.ffn, "ffn")
-    auto, task = TASKS.get(type(model).__name__, OTHER)
+    (auto,) = (auto for auto, place in AUTO_MAP.items() if place.endswith(f".{type(model).__name__}"))
     rows = "\n".join(f"| {what} | {value} |" for what, value in numbers.items())
     results = f"| what | value |\n|---|---|\n{rows}" if numbers else "None are known for these weights."
     return f"""---
 library_name: transformers
-pipeline_tag: {task}
+pipeline_tag: {TASKS[auto]}
 tags: [fast-feedforward, fff]
 ---
 
@@ -36,18 +44,27 @@ Feedforward layers `{settings.specification()}`: a token uses {settings.neurons_
 
 ## Loading
 
-With the project installed, `import cramming.model` and
+With the project installed:
 
 ```python
+import cramming.model
 from transformers import AutoTokenizer, {auto}
 
 model = {auto}.from_pretrained("FOLDER")
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 ```
 
-Where only its package of layers (module `fff` of the distribution fff-cramming) can be imported, add
-`trust_remote_code=True`: the model's code lies beside the weights. The package `fff` of the public index is another
-project.
+Without it, by the model's code that lies beside the weights:
+
+```python
+from transformers import AutoTokenizer, {auto}
+
+model = {auto}.from_pretrained("FOLDER", trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained("FOLDER", trust_remote_code=True)
+```
+
+That code needs the layers, package `fff` of the distribution fff-cramming, which needs torch alone: the folder `fff`
+of its source on PYTHONPATH is enough. The package `fff` of the public index is another project.
 
 ## Results
 

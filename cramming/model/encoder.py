@@ -23,6 +23,7 @@ class CrammedPreTrainedModel(PreTrainedModel):
 
     config_class = CrammedConfig
     base_model_prefix = "model"
+    supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
@@ -112,9 +113,9 @@ class CrammedModel(CrammedPreTrainedModel):
         states, looked, losses = [], [], []
         for block in self.blocks:
             states += [x] if keep else []
-            x, weights, found = block(x, mask, rotation, look, input_ids)
+            x, weights, *found = block(x, mask, rotation, look, input_ids)
             looked.append(weights)
-            losses.append(found)
+            losses.append(dict(zip(block.loss_names, found, strict=True)))  # type: ignore[arg-type]
         x = self.final_norm(x)
         output = CrammedOutput(
             last_hidden_state=x,

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.modules import module as torch_module
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration import CrammedConfig
@@ -86,7 +87,7 @@ def eager_attention(
     return (weights @ v).transpose(1, 2), weights
 
 
-class CrammedBlock(nn.Module):
+class CrammedBlock(GradientCheckpointingLayer):
     """Pre-norm block: x + attention(norm(x)), then x + feedforward(norm(x)) unless the feedforward is "none"."""
 
     def __init__(self, config: CrammedConfig) -> None:
@@ -97,6 +98,11 @@ class CrammedBlock(nn.Module):
         self.ffn_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if self.ffn is not None else None
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
+    @property
+    def loss_names(self) -> tuple[str, ...]:
+        """The auxiliary losses that a forward pass computes now, none in evaluation."""
+        return self.ffn.losses if isinstance(self.ffn, Feedforward) and self.ffn.training else ()
+
     def forward(
         self,
         x: torch.Tensor,
@@ -104,27 +110,27 @@ class CrammedBlock(nn.Module):
         rotation: Rotation | None,
         look: bool = False,
         tokens: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None, dict[str, torch.Tensor]]:
+    ) -> tuple[torch.Tensor | None, ...]:
         """Apply both branches to x (B, S, H); tokens (B, S) are their ids, for feedforwards that ask for them.
 
         Returns:
-            The sum; attention's weights (B, heads, S, S) with `look`; the feedforward's auxiliary losses, none in
-            evaluation.
+            The sum; attention's weights (B, heads, S, S) with `look`; then the auxiliary losses of `loss_names`, beside
+            them and in no dict: reentrant checkpointing sees the gradients of a tuple's own tensors alone.
         """
         mixed, weights = self.attention(self.attention_norm(x), mask, rotation, look)
         x = x + self.dropout(mixed)
         if self.ffn is None or self.ffn_norm is None:
-            return x, weights, {}
+            return x, weights
         normed, ffn = self.ffn_norm(x), self.ffn
         losses: dict[str, torch.Tensor] = {}
-        if isinstance(ffn, Feedforward) and ffn.training and ffn.losses:
+        if self.loss_names:
             y, losses = ffn.forward_with_losses(normed)
         else:
             y = ffn(normed, tokens) if getattr(ffn, "reads_tokens", False) else ffn(normed)
         y = self.dropout(y)
         # This x is the block's own. A new tensor of many tokens costs more than the sum: the system clears its pages.
         in_place = not (torch.is_grad_enabled() or _watched(self.ffn_norm))
-        return (x.add_(y) if in_place else x + y), weights, losses
+        return (x.add_(y) if in_place else x + y), weights, *(losses[name] for name in self.loss_names)
 
 
 def _watched(module: nn.Module) -> bool:

@@ -18,6 +18,19 @@ def cross_entropy(logits: Tensor, labels: Tensor, items: Tensor | int | None = N
     return loss if items is None else _share(loss, items)
 
 
+def span_loss(starts: Tensor, ends: Tensor, first: Tensor, last: Tensor) -> Tensor:
+    """Mean of two cross-entropies (nats) of logits (B, S): the places first and last (B,) int64 of a span.
+
+    A place outside 0 to S - 1, where a text was cut, is no label; without any label the loss is 0.
+    """
+    losses = []
+    for logits, places in ((starts, first), (ends, last)):
+        inside = (places >= 0) & (places < logits.shape[1])
+        total = cross_entropy(logits, places.masked_fill(~inside, IGNORED), inside.sum().clamp(min=1))
+        losses.append(total)
+    return torch.stack(losses).mean()
+
+
 def problem_of(labels_of_model: int, labels: Tensor) -> str:
     """What labels ask for where the configuration does not say, as BERT decides it."""
     if labels_of_model == 1:

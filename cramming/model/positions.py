@@ -12,15 +12,20 @@ Rotation = tuple[Tensor, Tensor]  # cosines and sines, both (S, head / 2) or (B,
 
 def sinusoid_table(length: int, width: int) -> Tensor:
     """Sinusoidal positions (length, width) on the CPU: sine at even columns, cosine at odd (1706.03762, 3.5)."""
-    frequencies = torch.exp(torch.arange(0, width, 2, device="cpu") * (-math.log(10000.0) / width))
-    angles = torch.arange(length, device="cpu")[:, None] * frequencies
+    frequencies = torch.exp(_counted(0, width, 2) * (-math.log(10000.0) / width))
+    angles = _counted(length)[:, None] * frequencies
     return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)
 
 
 def rotary_angles(length: int, head_dim: int, base: float) -> Tensor:
     """Angles (length, head_dim / 2) in radians by which a head's pairs turn (2104.09864, section 3.2), on the CPU."""
-    frequencies = base ** (-torch.arange(0, head_dim, 2, device="cpu") / head_dim)
-    return torch.arange(length, device="cpu")[:, None] * frequencies
+    frequencies = base ** (-_counted(0, head_dim, 2) / head_dim)
+    return _counted(length)[:, None] * frequencies
+
+
+def _counted(*bounds: int) -> Tensor:
+    # In float32, whatever torch's default is: `from_pretrained(dtype=torch.bfloat16)` builds the model under another.
+    return torch.arange(*bounds, device="cpu", dtype=torch.float32)
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:

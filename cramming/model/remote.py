@@ -5,20 +5,24 @@ from pathlib import Path
 
 from transformers.dynamic_module_utils import get_relative_import_files
 
-HEADS = "modeling.py"  # it imports all the rest
+# Auto class -> file.class that it loads a folder as. The package's own page registers the same.
 AUTO_MAP = {
     "AutoConfig": "configuration.CrammedConfig",
     "AutoModel": "modeling.CrammedModel",
     "AutoModelForMaskedLM": "modeling.CrammedForMaskedLM",
     "AutoModelForSequenceClassification": "modeling.CrammedForSequenceClassification",
+    "AutoModelForTokenClassification": "task_heads.CrammedForTokenClassification",
+    "AutoModelForQuestionAnswering": "task_heads.CrammedForQuestionAnswering",
+    "AutoModelForMultipleChoice": "task_heads.CrammedForMultipleChoice",
 }
 
 
 def carry_code(folder: Path) -> dict[str, str]:
     """Copy the code of every head into a folder, and return what its configuration's `auto_map` must say."""
-    heads = Path(__file__).with_name(HEADS)
+    named = {Path(__file__).with_name(f"{place.split('.')[0]}.py") for place in AUTO_MAP.values()}
+    needed = {Path(file) for heads in named for file in get_relative_import_files(heads)}
     folder.mkdir(parents=True, exist_ok=True)
-    for file in {str(heads), *map(str, get_relative_import_files(heads))}:
-        if Path(file).parent != folder.resolve():
-            shutil.copyfile(file, folder / Path(file).name)
+    for file in named | needed:
+        if file.parent != folder.resolve():
+            shutil.copyfile(file, folder / file.name)
     return dict(AUTO_MAP)

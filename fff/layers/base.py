@@ -114,13 +114,21 @@ class Feedforward(Unsaved):
         loss_weights: names of the auxiliary losses that it can compute, and the weight of each unless told otherwise.
         losses: those of them that `forward_with_losses` computes now.
         constants: its own parameters that begin at a number, by name.
+        untrained: its own parameters that no gradient trains, by name.
         reads_tokens: whether `forward` and `route` take the tokens' ids (...) int64 beside x (..., d_in).
     """
 
     loss_weights: Mapping[str, float] = MappingProxyType({})
     constants: Mapping[str, float] = MappingProxyType({})
+    untrained: tuple[str, ...] = ()
     losses: tuple[str, ...] = ()
     reads_tokens: bool = False
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """As every module's. A loader puts new parameters in the places of those `untrained`, and says nothing."""
+        super().register_parameter(name, param)
+        if param is not None and name in self.untrained:
+            param.requires_grad_(False)
 
     def forward_with_losses(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The layer's output and the auxiliary losses that `losses` names, each a 0-dim float32 tensor."""

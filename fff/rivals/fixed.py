@@ -76,6 +76,7 @@ class FixedPath(Neurons, Trees):
     w_decide (trees, 2^depth - 1, d_in), which no gradient trains. With "token" a buffer salt (trees,) int64.
     """
 
+    untrained = ("w_decide",)
     salt: Tensor
 
     def __init__(
@@ -95,7 +96,7 @@ class FixedPath(Neurons, Trees):
         if self.reads_tokens:
             self.register_buffer("salt", torch.zeros(self.trees, dtype=torch.int64, device=device))
         else:
-            self.w_decide = nn.Parameter(torch.empty_like(self.w_in[:, : first_node(self.depth)]), requires_grad=False)
+            self.w_decide = nn.Parameter(torch.empty_like(self.w_in[:, : first_node(self.depth)]))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -99,6 +99,8 @@ class MoE(Balanced, Routed):
     b_balance (experts), which no gradient trains. There are no other biases.
     """
 
+    untrained = ("b_balance",)
+
     def __init__(
         self,
         d_in: int,
@@ -118,7 +120,7 @@ class MoE(Balanced, Routed):
         self.w_router = nn.Parameter(empty(experts, d_in))
         self.w_in = nn.Parameter(empty(experts, width, d_in))
         self.w_out = nn.Parameter(empty(experts, width, d_out))
-        self.b_balance = nn.Parameter(empty(experts), requires_grad=False)
+        self.b_balance = nn.Parameter(empty(experts))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -11,6 +11,8 @@ from fff.surgery import load, replace_feedforward
 from tests.helpers.foreign import foreign, inputs_of, output_of
 
 TREE = {"kind": "path", "depth": 3, "trees": 2}
+FIXED = {"kind": "fixed", "depth": 2, "trees": 1}
+MOE = {"kind": "moe", "experts": 4, "expert_width": 4, "top": 1}
 
 
 def with_trees(name: str) -> nn.Module:
@@ -65,13 +67,26 @@ def test_torch_compile() -> None:
     torch.testing.assert_close(output_of("llama", compiled), output_of("llama", model))
 
 
+@pytest.mark.parametrize("layer", [TREE, FIXED, MOE])
+def test_what_no_gradient_trains_is_the_same_after_loading(layer: dict, tmp_path: Path) -> None:
+    model = foreign("bert")
+    replace_feedforward(model, layer)
+    model.save_pretrained(tmp_path)
+    trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    assert all(trained.values()) == (layer is TREE)
+    assert {name: parameter.requires_grad for name, parameter in load(tmp_path).named_parameters()} == trained
+
+
 @torch.no_grad()
 def test_device_map_and_offloading(tmp_path: Path) -> None:
     accelerate = pytest.importorskip("accelerate")
     model = with_trees("bert")
     expected = output_of("bert", model)
     model.save_pretrained(tmp_path)
-    assert torch.equal(output_of("bert", load(tmp_path, device_map={"": "cpu"})), expected)
+    for device_map in ({"": "cpu"}, "cpu", "auto"):
+        placed = load(tmp_path, device_map=device_map)
+        inputs = {name: tensor.to(placed.device) for name, tensor in inputs_of("bert")[1].items()}
+        torch.testing.assert_close(placed(**inputs)[0].cpu(), expected)
     accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
     assert all(tree.w_in.is_meta for tree in trees_of(model))
     assert torch.equal(output_of("bert", model), expected)
