@@ -64,8 +64,8 @@ def usable(base: Layer, setting: Setting, device: torch.device) -> list[str]:
         if name == "masked" and setting.tokens > MASKED_MOST_TOKENS.get(device.type, setting.tokens):
             continue
         names.append(name)
-    if isinstance(base, LeafFFF):  # in training plain torch computes it
-        names = [name for name in names if name == "gather" or (name == "cpu" and setting.mode == "inference")]
+    if isinstance(base, LeafFFF):
+        names = [name for name in names if name in ("gather", "cpu")]
     return names
 
 

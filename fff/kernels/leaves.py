@@ -60,13 +60,19 @@ def all_leaves(operands: LeafOperands) -> PathResult:
 
     y (N, K), nodes (N, 1, D + 1), scores (N, 1, D).
     """
-    x, w, b, leaves, activation, flips, *_ = operands
+    x, w, b, *_ = operands
     if w is None:
         return own_leaf(operands)
+    nodes = walk(functional.linear(x, w, b).detach(), operands.depth + 1, operands.flips)
+    return along(nodes, operands)
+
+
+def along(nodes: Tensor, operands: LeafOperands) -> PathResult:
+    """The same on given paths (N, D + 1) int64; depth at least 1."""
+    x, w, b, leaves, activation, *_ = operands
+    assert w is not None
     depth = operands.depth
-    scores = functional.linear(x, w, b)
-    nodes = walk(scores.detach(), depth + 1, flips)
-    scores = scores.gather(-1, nodes[:, :-1])
+    scores = functional.linear(x, w, b).gather(-1, nodes[:, :-1])
     chosen = torch.arange(2**depth, device=x.device) == nodes[:, -1:] - first_node(depth)
     y = _weighted(x, leaves, chosen.to(x.dtype), activation, operands.dropout)
     return PathResult(_gated(y, nodes, scores, operands), nodes[:, None], scores[:, None])

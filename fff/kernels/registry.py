@@ -116,7 +116,7 @@ LEAF = Operation(
         Provider("masked", "masked", leaves.all_leaves),
         Provider("gather", "conditional", leaves.own_leaf, walk=leaves.own_walk, rank=2, pays_from_other=0.0),
         Provider(
-            "cpu", "conditional", leaves.own_leaf, cpu.available, cpu.leaf_output, cpu.leaf_walk, rank=1,
+            "cpu", "conditional", cpu.leaf, cpu.available, cpu.leaf_output, cpu.leaf_walk, rank=1,
             devices=("cpu",), dtypes=cpu.DTYPES, pays_from_other=0.0,
         ),
     ),

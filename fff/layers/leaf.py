@@ -102,7 +102,7 @@ class LeafFFF(Hardenable):
         chunk_neurons: hidden neurons (tokens x leaves x leaf_width) that the soft form holds at a time; where there are
             more, the backward pass computes them again.
         provider: who computes the hard forms, see fff.kernels: "masked" computes all leaves, "gather" the tokens' own
-            in plain torch, "cpu" infers in C++ and trains as "gather"; "auto" takes the fastest available.
+            in plain torch, "cpu" in C++ (as "gather" at depth 0 and with dropout); "auto" takes the fastest available.
         device, dtype: of the parameters; torch's defaults unless given.
 
     Parameters: w_node (2^depth - 1, d_in) and b_node (2^depth - 1), None at depth 0; w_in (2^depth, leaf_width, d_in),

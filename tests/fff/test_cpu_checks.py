@@ -75,6 +75,25 @@ def backward(activation: int = 0, **given: Tensor | None) -> list[Tensor]:
     return list(torch.ops.fff.cpu_backward.default(*given.values(), activation))
 
 
+def leaf_forward(
+    activation: int = 0, flips: Tensor | None = None, temperature: Tensor | None = None, **given: Tensor
+) -> list:
+    return list(torch.ops.fff.cpu_leaf_forward.default(*given.values(), activation, flips, temperature))
+
+
+def leaf_kept() -> dict[str, Tensor | None]:
+    """What LeafFFF's backward operator takes, in its order."""
+    given = leaf_operands()
+    _, leaf, scores, neurons = leaf_forward(**given)
+    grads = {"grad": torch.randn(N, K), "grad_of_scores": torch.randn(N, D)}
+    weights = {name: given[name] for name in ("x", "w_node", "w_in", "w_out", "b_out")}
+    return {**grads, **weights, "leaf": leaf, "scores": scores, "neurons": neurons, "temperature": torch.tensor(0.5)}
+
+
+def leaf_backward(activation: int = 0, **given: Tensor | None) -> list[Tensor]:
+    return list(torch.ops.fff.cpu_leaf_backward.default(*given.values(), activation))
+
+
 def with_number(at: tuple[int, ...], number: int) -> Change:
     def change(t: Tensor) -> Tensor:
         t = t.clone()
@@ -171,6 +190,43 @@ OF_FORWARD = [
 ]
 
 
+OF_LEAF_FORWARD = [
+    OF_FORWARD[0],
+    ("flips", lambda t: t.flatten(), r"flips must be \(tokens, depth\) = \[5, 3\], got \[15\]"),
+    ("flips", lambda t: t[:1], r"flips must be .*got \[1, 3\]"),
+    ("flips", lambda t: t.int(), "flips is Int, but must be Bool"),
+]
+OF_LEAF_BACKWARD = [
+    ("leaf", with_number((0,), 2**30), f"leaf must hold .* from {first} to {last} at depth 3, got 1073741824 for"),
+    ("leaf", with_number((4,), first - 1), f"got {first - 1} for token 4"),
+    ("leaf", with_number((3,), last + 1), f"got {last + 1} for token 3"),
+    ("leaf", lambda t: t.long(), "leaf is Long, but must be Int"),
+    ("leaf", lambda t: t[:, None], r"leaf must be \(tokens,\) = \[5\], got \[5, 1\]"),
+    ("leaf", emptied, "leaf is .*storage was resized to 0 bytes"),
+    *[
+        (name, change, f"{name} {message}")
+        for name, sizes in (
+            ("scores", r"\(tokens, depth\) = \[5, 3\]"),
+            ("neurons", r"\(tokens, leaf_width\) = \[5, 7\]"),
+        )
+        for change, message in (
+            (lambda t: t[:, 1:], f"must be {sizes}, got"),
+            (lambda t: t[:3], r"must be .*got \[3, "),
+            (lambda t: t.bfloat16(), "is BFloat16, but must be Float"),
+            (emptied, "is .*storage was resized to 0 bytes"),
+        )
+    ],
+    ("grad", lambda t: t[:1], r"grad must be \(tokens, d_out\) = \[5, 4\], got \[1, 4\]"),
+    ("grad", lambda t: t.bfloat16(), "grad is BFloat16, but x is Float"),
+    ("grad_of_scores", lambda t: t[:, :1], r"grad_of_scores must be \(tokens, depth\) = \[5, 3\], got \[5, 1\]"),
+    ("grad_of_scores", lambda t: t.double(), "grad_of_scores is Double, but must be Float"),
+    ("x", lambda t: t[:, None], r"x must be \(tokens, d_in\), got \[5, 1, 6\]"),
+    ("x", lambda t: t[:3], r"grad must be .*= \[3, 4\], got \[5, 4\]"),
+]
+# Of OF_LEAVES, all but the biases that a backward pass has no use for.
+OF_LEAVES_BACKWARD = [case for case in OF_LEAVES if case[0] not in ("b_node", "b_in")]
+
+
 # Of OF_ALL, all but the weights' types.
 OF_INT8 = [case for case in OF_ALL if case[2] != "w_in is Half, but x is Float"] + [
     ("x", lambda t: t.half(), "x is Half; provider 'cpu' takes float32 and bfloat16"),
@@ -199,10 +255,20 @@ def forward_operands() -> dict[str, Tensor]:
     return {**path_operands(), "flips": torch.rand(N, T, D) < 0.3, "temperature": torch.tensor(0.5)}
 
 
+def leaf_forward_operands() -> dict[str, Tensor]:
+    return {**leaf_operands(), "flips": torch.rand(N, D) < 0.3, "temperature": torch.tensor(0.5)}
+
+
 CALLS: dict[str, tuple] = {
     "infer": (infer, path_operands, [*OF_ALL, *OF_PATHS, *OF_BIAS]),
     "leaf_infer": (leaf_infer, leaf_operands, [*OF_ALL, *OF_LEAVES]),
     "forward": (forward, forward_operands, [*OF_ALL, *OF_PATHS, *OF_BIAS, *OF_TEMPERATURE, *OF_FORWARD]),
+    "leaf_forward": (leaf_forward, leaf_forward_operands, [*OF_ALL, *OF_LEAVES, *OF_TEMPERATURE, *OF_LEAF_FORWARD]),
+    "leaf_backward": (
+        leaf_backward,
+        leaf_kept,
+        [*OF_ALL, *OF_LEAVES_BACKWARD, *OF_TEMPERATURE, *OF_LEAF_BACKWARD],
+    ),
     "int8_infer": (int8_infer, int8_operands, [*OF_INT8, *OF_PATHS]),
     "int8_forward": (int8_forward, int8_operands, [*OF_INT8, *OF_PATHS, OF_FORWARD[0]]),
     "backward": (backward, kept, [*OF_ALL, *OF_PATHS, *OF_TEMPERATURE, *OF_BACKWARD]),
@@ -229,7 +295,7 @@ def test_what_does_not_fit_is_refused_by_name(
 @pytest.mark.parametrize("tokens", [0, N])
 def test_an_unknown_activation_is_refused_whatever_there_is_to_compute(name: str, number: int, tokens: int) -> None:
     call, operands, _ = CALLS[name]
-    of_tokens = ("x", "grad", "grad_of_scores", "leaf", "scores", "flips")
+    of_tokens = ("x", "grad", "grad_of_scores", "leaf", "scores", "neurons", "flips")
     given = {key: value[:tokens] if key in of_tokens else value for key, value in operands().items()}
     with pytest.raises(ValueError, match=f"activation must be from 0 to 5, got {number}"):
         call(activation=number, **given)
@@ -252,10 +318,14 @@ def test_no_tokens_and_any_strides_are_taken(name: str) -> None:
     spread = {key: torch.stack((value, value), -1)[..., 0] for key, value in given.items()}
     found, expected = (value if isinstance(value, list) else [value] for value in (call(**spread), call(**given)))
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-    of_tokens = ("x", "grad", "grad_of_scores", "leaf", "scores", "flips")
+    of_tokens = ("x", "grad", "grad_of_scores", "leaf", "scores", "neurons", "flips")
     empty = call(**{key: value[:0] if key in of_tokens else value for key, value in given.items()})
     if name == "backward":
         assert [t.shape for t in empty] == [(0, H), (T, NODES, H), (T, NODES), (T, NODES, K)]
+        assert all(not t.any() for t in empty)
+    elif name == "leaf_backward":
+        rows = [(LEAVES - 1, H), (LEAVES - 1,), (LEAVES, W, H), (LEAVES, W), (LEAVES, W, K), (LEAVES, K)]
+        assert [t.shape for t in empty] == [(0, H), *rows]
         assert all(not t.any() for t in empty)
     else:
         assert (empty[0] if isinstance(empty, list) else empty).shape == (0, K)

@@ -121,7 +121,9 @@ def test_derivatives_are_those_of_masked(kind: str, provider: str, way, form: st
 
 
 @pytest.mark.parametrize("way", [jvp, functional_gradient], ids=lambda way: way.__name__)
-@pytest.mark.parametrize(("kind", "provider"), [("path", "gather"), ("path", "cpu"), ("leaf6", "gather")])
+@pytest.mark.parametrize(
+    ("kind", "provider"), [("path", "gather"), ("path", "cpu"), ("leaf6", "gather"), ("leaf3", "cpu")]
+)
 def test_compiled_derivatives_are_those_of_masked(kind: str, provider: str, way) -> None:
     torch._dynamo.reset()
     module, masked = layer(kind, provider), layer(kind, "masked")
@@ -155,9 +157,9 @@ def test_second_order_gradients_by_finite_differences(kind: str, provider: str, 
     assert torch.autograd.gradgradcheck(call, (x, *weights), fast_mode=True)
 
 
-@pytest.mark.parametrize("provider", ["gather", "cpu"])
-def test_half_types_have_second_order_gradients_too(provider: str) -> None:
-    module, wide = layer("path", provider).bfloat16(), layer("path", "masked").bfloat16().double()
+@pytest.mark.parametrize(("kind", "provider"), [("path", "gather"), ("path", "cpu"), ("leaf3", "cpu")])
+def test_half_types_have_second_order_gradients_too(kind: str, provider: str) -> None:
+    module, wide = layer(kind, provider).bfloat16(), layer(kind, "masked").bfloat16().double()
     x, v = torch.randn(4, 10).bfloat16(), torch.randn(4, 10)
     for ours, theirs in zip(gradient_penalty(module, x, v), gradient_penalty(wide, x.double(), v), strict=True):
         assert ours.dtype == torch.bfloat16

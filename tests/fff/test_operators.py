@@ -134,6 +134,16 @@ def test_operations_of_leaf_inference_are_counted_as_by_hand() -> None:
         assert counted(lambda: layer(torch.randn(6, H))) == 2 * 6 * (3 * 8 + 4 * (8 + 5))
 
 
+def test_operations_of_leaf_training_are_counted_as_by_hand() -> None:
+    layer, x = LeafFFF(H, K, D, 4, provider="cpu"), torch.randn(6, H)
+    decisions, leaf = 2 * 6 * 3 * 8, 2 * 6 * 4 * (8 + 5)
+    layer.form = "hard"
+    assert counted(lambda: layer(x)) == decisions + leaf
+    assert counted(lambda: layer(x).sum().backward()) == decisions + 3 * leaf, "hard decisions have no gradients"
+    layer.form = "straight_through"
+    assert counted(lambda: layer(x).sum().backward()) == 3 * (decisions + leaf)
+
+
 def test_a_counter_that_was_made_before_a_call_counts_too() -> None:
     counter = FlopCounterMode(display=False)
     layer = PathFFF(H, K, D, T, provider="gather")

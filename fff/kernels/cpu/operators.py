@@ -1,7 +1,7 @@
 """Provider `cpu`: path nodes only, in C++ (cpp/), forward and backward, float32 and bfloat16. Not how it is compiled.
 
 Inference calls an operator that has no autograd and gives outputs alone: at one token the way of calling costs as much
-as the work. Training saves x, the leaves and the scores. See docs/kernels.md.
+as the work. Training saves x, the leaves and the scores; of LeafFFF the neurons, too. See docs/kernels.md.
 """
 
 import contextlib
@@ -18,6 +18,7 @@ from fff.kernels.autograd import differentiable, gradients_wanted, register_back
 from fff.kernels.cpu.build import BuildError, load
 from fff.kernels.flops import register_flops, register_int8_flops, register_leaf_flops
 from fff.kernels.int8 import Int8Operands, int8_masked
+from fff.kernels.leaf_operator import LeafGradients, register_leaf_backward
 from fff.kernels.leaves import LeafOperands, all_leaves, own_leaf, own_walk
 from fff.kernels.masked import masked
 from fff.kernels.operands import PathGradients, PathOperands, path_to
@@ -112,14 +113,30 @@ def cpu(operands: PathOperands) -> PathResult:
 
 @differentiable(lambda operands: all_leaves(operands).y)
 def leaf_output(operands: LeafOperands) -> Tensor:
-    """LeafFFF's y (N, K): one small network per leaf with tokens, without gradients and what training draws by chance.
-
-    With those, and at depth 0, plain torch computes it, `fff.kernels.leaves.own_leaf`.
-    """
+    """y (N, K) alone; otherwise as `leaf`."""
     x, w_node, b_node, leaves, activation, flips, *_ = operands
     if w_node is None or gradients_wanted((*operands, *leaves)) or flips is not None or operands.dropout:
-        return own_leaf(operands).y
+        return leaf(operands).y
     return torch.ops.fff.cpu_leaf_infer.default(x, w_node, b_node, *leaves, ACTIVATION_IDS[activation])
+
+
+@differentiable(all_leaves)
+def leaf(operands: LeafOperands) -> PathResult:
+    """LeafFFF's hard forms by one small network per leaf with tokens: y (N, K), float32 scores (N, 1, D).
+
+    Bits as `cpu`'s. At depth 0, which is a dense layer, and with dropout plain torch computes it,
+    `fff.kernels.leaves.own_leaf`.
+
+    Raises:
+        ValueError: tensors of another dtype, device or size than x.
+    """
+    x, w_node, b_node, leaves, activation, flips, temperature, straight_through, dropout = operands
+    if w_node is None or dropout:
+        return own_leaf(operands)
+    warmth = temperature if straight_through else None
+    given = (x, w_node, b_node, *leaves, ACTIVATION_IDS[activation], flips, warmth)
+    y, place, scores, _ = torch.ops.fff.cpu_leaf_forward.default(*given)
+    return PathResult(y, path_to(place[:, None], operands.depth + 1), scores[:, None])
 
 
 def leaf_walk(operands: LeafOperands) -> tuple[Tensor, Tensor]:
@@ -156,13 +173,16 @@ def _register() -> None:
     ops = torch.ops.fff
     torch.library.register_fake("fff::cpu_infer", _infer_shapes)
     torch.library.register_fake("fff::cpu_leaf_infer", _leaf_infer_shapes)
+    torch.library.register_fake("fff::cpu_leaf_forward", _leaf_forward_shapes)
+    torch.library.register_fake("fff::cpu_leaf_backward", lambda *given: LeafGradients(*given).empty())
     torch.library.register_fake("fff::cpu_forward", _forward_shapes)
     torch.library.register_fake("fff::cpu_int8_infer", _int8_infer_shapes)
     torch.library.register_fake("fff::cpu_int8_forward", _int8_forward_shapes)
     torch.library.register_fake("fff::cpu_backward", lambda *given: PathGradients(*given).empty())
     register_backward("fff::cpu_forward", ops.cpu_backward.default)
     register_flops(ops.cpu_infer, ops.cpu_forward, ops.cpu_backward)
-    register_leaf_flops(ops.cpu_leaf_infer)
+    register_leaf_backward("fff::cpu_leaf_forward", ops.cpu_leaf_backward.default)
+    register_leaf_flops(ops.cpu_leaf_infer, ops.cpu_leaf_forward, ops.cpu_leaf_backward)
     register_int8_flops(ops.cpu_int8_infer, ops.cpu_int8_forward)
 
 
@@ -172,6 +192,13 @@ def _infer_shapes(x: Tensor, w_in: Tensor, b_in: Tensor | None, w_out: Tensor, a
 
 def _leaf_infer_shapes(x: Tensor, w_node, b_node, w_in, b_in, w_out: Tensor, b_out, activation: int) -> Tensor:
     return x.new_empty(*x.shape[:-1], w_out.shape[-1])
+
+
+def _leaf_forward_shapes(x: Tensor, w_node, b_node, w_in: Tensor, b_in, w_out: Tensor, *_: Any) -> tuple[Tensor, ...]:
+    tokens, depth = x.shape[0], w_in.shape[0].bit_length() - 1
+    leaf = x.new_empty(tokens, dtype=torch.int32)
+    scores, neurons = (x.new_empty(tokens, size, dtype=torch.float32) for size in (depth, w_in.shape[1]))
+    return x.new_empty(tokens, w_out.shape[-1]), leaf, scores, neurons
 
 
 def _forward_shapes(*given: Any) -> tuple[Tensor, Tensor, Tensor]:

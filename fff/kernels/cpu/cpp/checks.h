@@ -126,23 +126,40 @@ inline float check_temperature(const Tensor& temperature) {
   return static_cast<float>(value);
 }
 
+// Heap numbers of leaves, `per_token` for each token.
+inline void check_numbers(const Tensor& leaf, int64_t depth, int64_t per_token) {
+  const auto numbers = leaf.expect_contiguous();
+  const int32_t* at = numbers->const_data_ptr<int32_t>();
+  const int32_t first = (1 << depth) - 1;
+  for (int64_t i = 0; i < leaf.numel(); ++i)
+    TORCH_CHECK_VALUE(at[i] >= first && at[i] <= 2 * first, "leaf must hold heap numbers of leaves, from ", first,
+                      " to ", 2 * first, " at depth ", depth, ", got ", at[i], " for token ", i / per_token);
+}
+
 // What a forward pass kept, as it must be to find the paths again: heap numbers of leaves, and scores.
 inline void check_kept(const Tensor& leaf, const Tensor& scores, int64_t tokens, int64_t trees, int64_t depth) {
   check_tensor(leaf, "leaf", at::kInt);
   check_sizes(leaf, "leaf", {tokens, trees}, "(tokens, trees)");
   check_tensor(scores, "scores", at::kFloat);
   check_sizes(scores, "scores", {tokens, trees, depth + 1}, "(tokens, trees, depth + 1)");
-  const auto numbers = leaf.expect_contiguous();
-  const int32_t* at = numbers->const_data_ptr<int32_t>();
-  const int32_t first = (1 << depth) - 1;
-  for (int64_t i = 0; i < leaf.numel(); ++i)
-    TORCH_CHECK_VALUE(at[i] >= first && at[i] <= 2 * first, "leaf must hold heap numbers of leaves, from ", first,
-                      " to ", 2 * first, " at depth ", depth, ", got ", at[i], " for token ", i / trees);
+  check_numbers(leaf, depth, trees);
 }
 
-// LeafFFF's input and weights fit together; returns the depth.
-inline int64_t check_leaves(const Tensor& x, const Tensor& w_node, const Tensor& b_node, const Tensor& w_in,
-                            const Tensor& b_in, const Tensor& w_out, const Tensor& b_out) {
+// The same of LeafFFF, which keeps its neurons before their activation, too.
+inline void check_kept_of_leaves(const Tensor& leaf, const Tensor& scores, const Tensor& neurons, int64_t tokens,
+                                 int64_t leaf_width, int64_t depth) {
+  check_tensor(leaf, "leaf", at::kInt);
+  check_sizes(leaf, "leaf", {tokens}, "(tokens,)");
+  check_tensor(scores, "scores", at::kFloat);
+  check_sizes(scores, "scores", {tokens, depth}, "(tokens, depth)");
+  check_tensor(neurons, "neurons", at::kFloat);
+  check_sizes(neurons, "neurons", {tokens, leaf_width}, "(tokens, leaf_width)");
+  check_numbers(leaf, depth, 1);
+}
+
+// LeafFFF's input and weights fit together; returns the depth. A backward pass has no use for some biases.
+inline int64_t check_leaves(const Tensor& x, const Tensor& w_node, const optional<Tensor>& b_node, const Tensor& w_in,
+                            const optional<Tensor>& b_in, const Tensor& w_out, const Tensor& b_out) {
   TORCH_CHECK_VALUE(w_in.dim() == 3 && w_in.size(1) > 0 && w_in.size(2) > 0,
                     "w_in must be (leaves, leaf_width, d_in), none of them 0, got ", w_in.sizes());
   const int64_t leaves = w_in.size(0), neurons = w_in.size(1), width = w_in.size(2);
@@ -152,14 +169,14 @@ inline int64_t check_leaves(const Tensor& x, const Tensor& w_node, const Tensor&
   TORCH_CHECK_VALUE(leaves == int64_t{1} << depth, "w_in has ", leaves,
                     " leaves; a tree has 2 ** depth, and a depth from 1 to ", kDeepest);
   check_weight(w_node, "w_node", x);
-  check_weight(b_node, "b_node", x);
+  if (b_node) check_weight(*b_node, "b_node", x);
   check_weight(w_in, "w_in", x);
-  check_weight(b_in, "b_in", x);
+  if (b_in) check_weight(*b_in, "b_in", x);
   check_weight(w_out, "w_out", x);
   check_weight(b_out, "b_out", x);
   check_sizes(w_node, "w_node", {leaves - 1, width}, "(leaves - 1, d_in)");
-  check_sizes(b_node, "b_node", {leaves - 1}, "(leaves - 1,)");
-  check_sizes(b_in, "b_in", {leaves, neurons}, "(leaves, leaf_width)");
+  if (b_node) check_sizes(*b_node, "b_node", {leaves - 1}, "(leaves - 1,)");
+  if (b_in) check_sizes(*b_in, "b_in", {leaves, neurons}, "(leaves, leaf_width)");
   TORCH_CHECK_VALUE(w_out.dim() == 3 && w_out.size(0) == leaves && w_out.size(1) == neurons && w_out.size(2) > 0,
                     "w_out must be (leaves, leaf_width, d_out) = [", leaves, ", ", neurons, ", 1 or more], got ",
                     w_out.sizes());

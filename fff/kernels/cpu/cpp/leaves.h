@@ -1,4 +1,4 @@
-// LeafFFF's hard inference: walk the decisions, group tokens by leaf, one small network per group.
+// LeafFFF's hard forms forward: walk the decisions, group tokens by leaf, one small network per group.
 #pragma once
 
 #include "backward.h"
@@ -8,73 +8,115 @@ namespace fff {
 // Shapes as in fff/layers/leaf.py: 2^D - 1 decisions, 2^D leaves of W neurons; depth at least 1.
 template <class E>
 struct LeafLayer {
-  const E *w_node, *b_node;  // (2^D - 1, H), (2^D - 1)
+  const E *w_node, *b_node;  // (2^D - 1, H), (2^D - 1); a backward pass has no b_node and no b_in
   const E *w_in, *b_in;      // (2^D, W, H), (2^D, W)
   const E *w_out, *b_out;    // (2^D, W, K), (2^D, K)
   int64_t depth, leaf_width, width, out_width;
   Activation activation;
+
+  int64_t first_leaf() const { return (int64_t{1} << depth) - 1; }
 };
+
+// What training gives to a block and keeps of it, in the order of its tokens; all null in inference.
+struct LeafRecord {
+  const bool* flips = nullptr;  // (tokens, D): decisions turned round, or null
+  int32_t* leaf = nullptr;      // (tokens): heap numbers
+  float* scores = nullptr;      // (tokens, D)
+  float* neurons = nullptr;     // (tokens, W): before their activation
+
+  LeafRecord after(int64_t tokens, int64_t depth, int64_t leaf_width) const {
+    if (!leaf) return {};
+    return {flips ? flips + tokens * depth : nullptr, leaf + tokens, scores + tokens * depth,
+            neurons + tokens * leaf_width};
+  }
+};
+
+// Tokens [begin, end) of `sorted`, which share a leaf, with `count` rows: the dots of the token at a position come to
+// lie in to[position * stride].
+template <class E>
+void leaf_dots(const E* tokens, int64_t width, const E* const* rows, int64_t count, const Sorted& sorted, int64_t begin,
+               int64_t end, float* to, int64_t stride) {
+  in_blocks<kDotTokens>(begin, end, [&]<int T>(int64_t at) {
+    const E* from[T];
+    for (int t = 0; t < T; ++t) from[t] = tokens + sorted.order[at + t] * width;
+    const auto some = [&]<int N>(int64_t row) {
+      float out[T][N];
+      dots<T, N>(from, rows + row, width, out, Ahead<E>{rows[row], rows[row]});
+      for (int t = 0; t < T; ++t) std::copy(out[t], out[t] + N, to + (at + t) * stride + row);
+    };
+    in_blocks<kDotNodes>(0, count, some);
+  });
+}
+
+// The same tokens' sums of the rows, with the coefficients at from[position * stride].
+template <class E>
+void leaf_sums(const float* from, int64_t stride, const E* const* rows, int64_t count, const Sorted& sorted,
+               int64_t begin, int64_t end, E* to, int64_t width) {
+  in_blocks<kSumTokens>(begin, end, [&]<int T>(int64_t at) {
+    const float* coefficients[T];
+    E* targets[T];
+    for (int t = 0; t < T; ++t) {
+      coefficients[t] = from + (at + t) * stride;
+      targets[t] = to + sorted.order[at + t] * width;
+    }
+    add_rows<T>(rows, count, coefficients, targets, width, false);
+  });
+}
+
+// Pointers to the rows of one leaf in w (2^D, W, width), and beyond them room for `more`.
+template <class E>
+const E** rows_of_leaf(const E* w, int64_t leaf, int64_t neurons, int64_t width, int64_t more,
+                       std::vector<const void*>& space) {
+  space.resize(neurons + more);
+  const E** rows = reinterpret_cast<const E**>(space.data());
+  for (int64_t i = 0; i < neurons; ++i) rows[i] = w + (leaf * neurons + i) * width;
+  return rows;
+}
 
 // One leaf's tokens [begin, end) of `sorted`: hidden (tokens, W + 1) takes the neurons, and 1 for the leaf's output
 // bias.
 template <class E>
 void leaf_network(const LeafLayer<E>& layer, const E* x, int64_t leaf, const Sorted& sorted, int64_t begin, int64_t end,
-                  E* y, float* hidden, std::vector<const void*>& space) {
+                  E* y, float* hidden, float* kept, std::vector<const void*>& space) {
   const int64_t neurons = layer.leaf_width, stride = neurons + 1;
-  space.resize(2 * neurons + 1);
-  const E** rows_in = reinterpret_cast<const E**>(space.data());
-  const E** rows_out = rows_in + neurons;
-  for (int64_t i = 0; i < neurons; ++i) rows_in[i] = layer.w_in + (leaf * neurons + i) * layer.width;
-  for (int64_t i = 0; i < neurons; ++i) rows_out[i] = layer.w_out + (leaf * neurons + i) * layer.out_width;
-  rows_out[neurons] = layer.b_out + leaf * layer.out_width;
-  in_blocks<kDotTokens>(begin, end, [&]<int T>(int64_t at) {
-    const E* tokens[T];
-    for (int t = 0; t < T; ++t) tokens[t] = x + sorted.order[at + t] * layer.width;
-    const auto some = [&]<int N>(int64_t neuron) {
-      float out[T][N];
-      dots<T, N>(tokens, rows_in + neuron, layer.width, out, Ahead<E>{rows_in[neuron], rows_in[neuron]});
-      for (int t = 0; t < T; ++t)
-        for (int n = 0; n < N; ++n)
-          hidden[(at + t) * stride + neuron + n] =
-              out[t][n] + static_cast<float>(layer.b_in[leaf * neurons + neuron + n]);
-    };
-    in_blocks<kDotNodes>(0, neurons, some);
-  });
+  const E** rows = rows_of_leaf(layer.w_in, leaf, neurons, layer.width, 1, space);
+  leaf_dots(x, layer.width, rows, neurons, sorted, begin, end, hidden, stride);
+  const E* const bias = layer.b_in + leaf * neurons;
+  for (int64_t i = begin; i < end; ++i) {
+    float* const at = hidden + i * stride;
+    for (int64_t n = 0; n < neurons; ++n) at[n] += static_cast<float>(bias[n]);
+    at[neurons] = 0;
+    if (kept) std::copy(at, at + neurons, kept + sorted.order[i] * neurons);
+  }
   for_activation(layer.activation, [&]<Activation a>() {
     float* from = hidden + begin * stride;
     map(from, from, (end - begin) * stride, [](Floats s) { return value<a>(s); });
   });
-  in_blocks<kSumTokens>(begin, end, [&]<int T>(int64_t at) {
-    const float* coefficients[T];
-    E* to[T];
-    for (int t = 0; t < T; ++t) {
-      hidden[(at + t) * stride + neurons] = 1;
-      coefficients[t] = hidden + (at + t) * stride;
-      to[t] = y + sorted.order[at + t] * layer.out_width;
-    }
-    add_rows<T>(rows_out, neurons + 1, coefficients, to, layer.out_width, false);
-  });
+  for (int64_t i = begin; i < end; ++i) hidden[i * stride + neurons] = 1;
+  rows_of_leaf(layer.w_out, leaf, neurons, layer.out_width, 1, space)[neurons] = layer.b_out + leaf * layer.out_width;
+  leaf_sums(hidden, stride, rows, neurons + 1, sorted, begin, end, y, layer.out_width);
 }
 
 // One block of tokens: x (tokens, H) -> y (tokens, K).
 template <class E>
-void leaf_forward(const LeafLayer<E>& layer, const E* x, int64_t tokens, E* y, Space& space) {
+void leaf_forward(const LeafLayer<E>& layer, const E* x, int64_t tokens, E* y, const LeafRecord& record, Space& space) {
   // The decisions are a tree of depth D - 1, whose last scores choose among two leaves.
-  const int64_t above = layer.depth - 1, first_leaf = (int64_t{1} << layer.depth) - 1;
+  const int64_t above = layer.depth - 1, depth = layer.depth;
   space.reserve(2, tokens);
   const Sorted nodes = space.sorted(0, tokens), sorted = space.sorted(1, tokens);
-  float* scores = at_least(space.active, tokens * layer.depth);
-  Walk<E> walk{x, layer.w_node, {layer.b_node}, nullptr, scores, layer.width, above, layer.depth, 0, nodes, space.walk};
+  float* scores = record.scores ? record.scores : at_least(space.active, tokens * depth);
+  Walk<E> walk{x,     layer.w_node, {layer.b_node}, record.flips, scores,    layer.width,
+               above, depth,        depth,          nodes,        space.walk};
   walk.run(tokens);
-  int32_t* leaf = at_least(space.leaves, tokens);
+  int32_t* leaf = record.leaf ? record.leaf : at_least(space.leaves, tokens);
   for (int64_t i = 0; i < tokens; ++i) {
-    const int64_t token = nodes.order[i];
-    leaf[token] = 2 * nodes.leaf[i] + 1 + (scores[token * layer.depth + above] > 0);
+    const int64_t token = nodes.order[i], last = token * depth + above;
+    leaf[token] = 2 * nodes.leaf[i] + 1 + ((scores[last] > 0) != (record.flips && record.flips[last]));
   }
-  sort_by_leaf(tokens, layer.depth, [&](int64_t n) { return leaf[n]; }, sorted, space.counts);
+  sort_by_leaf(tokens, depth, [&](int64_t n) { return leaf[n]; }, sorted, space.counts);
   float* hidden = at_least(space.sums, tokens * (layer.leaf_width + 1));
   for_leaves(sorted, tokens, [&](int64_t begin, int64_t end, int64_t node) {
-    leaf_network(layer, x, node - first_leaf, sorted, begin, end, y, hidden, space.rows);
+    leaf_network(layer, x, node - layer.first_leaf(), sorted, begin, end, y, hidden, record.neurons, space.rows);
   });
 }
 

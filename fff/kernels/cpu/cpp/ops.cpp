@@ -1,10 +1,9 @@
-// The operators of PathFFF and LeafFFF. Not what they refuse (checks.h), their memory and threads (blocks.h), nor
-// arithmetic.
+// The operators of PathFFF. Not what they refuse (checks.h), their memory and threads (blocks.h), nor arithmetic.
 #include <torch/library.h>
 
 #include "blocks.h"
-#include "leaves.h"
 #include "ops.h"
+#include "weights.h"
 
 namespace fff {
 namespace {
@@ -50,27 +49,6 @@ Tensor infer(const Tensor& x, const Tensor& w_in, const optional<Tensor>& b_in, 
 
 namespace {
 
-// LeafFFF, depth at least 1: x (..., H) -> y (..., K)
-Tensor leaf_infer(const Tensor& x, const Tensor& w_node, const Tensor& b_node, const Tensor& w_in, const Tensor& b_in,
-                  const Tensor& w_out, const Tensor& b_out, int64_t activation) {
-  const Activation act = activation_of(activation);
-  const int64_t depth = check_leaves(x, w_node, b_node, w_in, b_in, w_out, b_out);
-  const int64_t neurons = w_in.size(1), width = w_in.size(2), out_width = w_out.size(2);
-  Tensor y = output_like(x, out_width);
-  if (!y.numel()) return y;
-  for_dtype(x.scalar_type(), [&]<class E>() {
-    const Held<E> from(x), nodes(w_node), biases(b_node), in(w_in), in_bias(b_in), out(w_out), out_bias(b_out);
-    const LeafLayer<E> layer{nodes.at, biases.at, in.at, in_bias.at, out.at, out_bias.at,
-                             depth,    neurons,   width, out_width,  act};
-    E* const to = y.mutable_data_ptr<E>();
-    const int64_t work = depth * width + neurons * (width + out_width);
-    over_blocks(rows_of(x), 1, work, [&](int64_t begin, int64_t end, Space& space) {
-      leaf_forward<E>(layer, from.at + begin * width, end - begin, to + begin * out_width, space);
-    });
-  });
-  return y;
-}
-
 // x (N, H) -> y (N, K), leaves' nodes (N, T) int32, scores (N, T, L) float32
 std::tuple<Tensor, Tensor, Tensor> forward_op(const Tensor& x, const Tensor& w_in, const optional<Tensor>& b_in,
                                               const Tensor& w_out, int64_t activation, const optional<Tensor>& flips,
@@ -90,83 +68,6 @@ std::tuple<Tensor, Tensor, Tensor> forward_op(const Tensor& x, const Tensor& w_i
                leaf.mutable_data_ptr<int32_t>());
   });
   return {y, leaf, scores};
-}
-
-// Chunks of a tree's tokens: enough for some threads, large enough that the rows at their borders do not count. It may
-// depend on sizes, never on threads: it sets the order of sums.
-int64_t chunk_of(int64_t tokens, int64_t trees) {
-  const int64_t chunks = std::max<int64_t>(1, 16 / trees);
-  return std::max<int64_t>(256, (tokens + chunks - 1) / chunks);
-}
-
-// Sums in float32 -> a gradient of the weights' type, zero where no token came.
-template <class E>
-void write_rows(const float* sums, int64_t sums_width, const bool* visited, E* to, int64_t rows, int64_t width) {
-  at::parallel_for(0, rows, 64, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      if (!visited[row]) {
-        std::memset(static_cast<void*>(to + row * width), 0, width * sizeof(E));
-      } else if constexpr (sizeof(E) < sizeof(float)) {  // float32 sums are in their place already
-        from_halves(sums + row * sums_width, to + row * width, width);
-      }
-    }
-  });
-}
-
-template <class E>
-void weight_gradients(const Gradients<E>& g, int64_t tokens, const float* grad_scores, Tensor& grad_in,
-                      Tensor& grad_bias, Tensor& grad_out) {
-  const Layer<E>& layer = g.layer;
-  const int64_t trees = layer.trees, nodes = layer.nodes();
-  constexpr bool beside = sizeof(E) < sizeof(float);
-  const int64_t in_width = beside ? padded(layer.width) : layer.width;
-  const int64_t out_width = beside ? padded(layer.out_width) : layer.out_width;
-  Tensor in = beside ? fresh({trees, nodes, in_width}, at::kFloat) : grad_in;
-  Tensor out = beside ? fresh({trees, nodes, out_width}, at::kFloat) : grad_out;
-  Tensor bias = beside ? fresh({trees, nodes}, at::kFloat) : grad_bias;
-  const int64_t chunk = chunk_of(tokens, trees), chunks = (tokens + chunk - 1) / chunk;
-  const int64_t parts = chunks > 1 ? chunks * 2 * layer.length() * (in_width + out_width + 1) : 0;
-  Tensor cut = fresh({trees * parts}, at::kFloat);
-  std::vector<int32_t> order(trees * tokens), leaf(trees * tokens);
-  const std::unique_ptr<bool[]> visited(new bool[trees * nodes]());
-  const auto sums_of = [&](int64_t tree) {
-    return TreeSums<E>{g,
-                       tree,
-                       {order.data() + tree * tokens, leaf.data() + tree * tokens},
-                       tokens,
-                       grad_scores,
-                       in.mutable_data_ptr<float>() + tree * nodes * in_width,
-                       out.mutable_data_ptr<float>() + tree * nodes * out_width,
-                       bias.mutable_data_ptr<float>() + tree * nodes,
-                       in_width,
-                       out_width,
-                       cut.mutable_data_ptr<float>() + tree * parts};
-  };
-  at::parallel_for(0, trees, 1, [&](int64_t begin, int64_t end) {
-    std::vector<int64_t> counts;
-    for (int64_t tree = begin; tree < end; ++tree) {
-      const TreeSums<E> sums = sums_of(tree);
-      sort_by_leaf(tokens, layer.depth, [&](int64_t n) { return g.leaf[n * trees + tree]; }, sums.sorted, counts);
-      sums.mark(visited.get() + tree * nodes);
-    }
-  });
-  at::parallel_for(0, trees * chunks, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t number = task % chunks;
-      sums_of(task / chunks).chunk(number, number * chunk, std::min(tokens, (number + 1) * chunk));
-    }
-  });
-  at::parallel_for(0, chunks > 1 ? trees : 0, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t tree = begin; tree < end; ++tree) sums_of(tree).join(chunks, chunk);
-  });
-  write_rows(in.const_data_ptr<float>(), in_width, visited.get(), grad_in.mutable_data_ptr<E>(), trees * nodes,
-             layer.width);
-  write_rows(out.const_data_ptr<float>(), out_width, visited.get(), grad_out.mutable_data_ptr<E>(), trees * nodes,
-             layer.out_width);
-  const float* sums = bias.const_data_ptr<float>();
-  E* to = grad_bias.mutable_data_ptr<E>();
-  for (int64_t row = 0; row < trees * nodes; ++row)
-    to[row] = visited[row] ? static_cast<E>(sums[row]) : static_cast<E>(0);
 }
 
 // -> gradients of x (N, H), w_in (T, M, H), b_in (T, M), w_out (T, M, K)
@@ -208,9 +109,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward_op(const Tensor& grad, const
 TORCH_LIBRARY_FRAGMENT(fff, m) {
   m.def("cpu_infer(Tensor x, Tensor w_in, Tensor? b_in, Tensor w_out, int activation) -> Tensor");
   m.def(
-      "cpu_leaf_infer(Tensor x, Tensor w_node, Tensor b_node, Tensor w_in, Tensor b_in, Tensor w_out, Tensor b_out, "
-      "int activation) -> Tensor");
-  m.def(
       "cpu_forward(Tensor x, Tensor w_in, Tensor? b_in, Tensor w_out, int activation, Tensor? flips, "
       "Tensor? temperature) -> (Tensor, Tensor, Tensor)");
   m.def(
@@ -221,7 +119,6 @@ TORCH_LIBRARY_FRAGMENT(fff, m) {
 TORCH_LIBRARY_IMPL(fff, CPU, m) {
   m.impl("cpu_infer", [](const Tensor& x, const Tensor& w_in, const optional<Tensor>& b_in, const Tensor& w_out,
                          int64_t activation) { return infer(x, w_in, b_in, w_out, activation); });
-  m.impl("cpu_leaf_infer", leaf_infer);
   m.impl("cpu_forward", forward_op);
   m.impl("cpu_backward", backward_op);
 }
