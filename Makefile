@@ -11,7 +11,7 @@ SWEEP = experiment=$(EXP) $(if $(TREES),ffn.trees=$(call list,$(TREES)),$(if $(D
 MANY = --jobs $(or $(JOBS),1) $(if $(RETRY),--retry) $(if $(LIST),--list)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup prepare pretrain glue tables figures sweep micro images convert distill regions bench test test-all lint clean
+.PHONY: help setup prepare pretrain glue tables figures sweep micro images convert distill regions embed search bench test test-all lint clean
 
 help:  ## this text
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
@@ -67,6 +67,12 @@ distill: setup  ## trees in a trained model, and the controls: make distill MODE
 
 regions: setup  ## a page of where a checkpoint sends a text's tokens: make regions ARGS="CHECKPOINT TEXT --out page.html"
 	$(PY) scripts/regions.py $(ARGS)
+
+embed: setup  ## each line of a text -> a vector: make embed MODEL=RUN TEXT=lines.txt ARGS="--out vectors"
+	$(PY) scripts/embed.py $(MODEL) $(TEXT) $(ARGS)
+
+search: setup  ## passages by meaning: make search MODEL=RUN TEXT="files or folders", then a query a line
+	$(PY) scripts/search.py $(MODEL) $(TEXT) $(ARGS)
 
 bench: setup  ## layer timings on this machine, checked first
 	$(PY) scripts/bench.py $(ARGS)

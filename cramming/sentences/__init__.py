@@ -1,0 +1,1 @@
+"""Texts as vectors: embedding, search, STS-B, sentence-transformers folders. Not the training of what embeds them."""
