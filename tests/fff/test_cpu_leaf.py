@@ -24,6 +24,7 @@ SHAPES = [
     (40, 11, 2, 48, 40),  # most leaves without tokens
     (700, 2, 35, 16, 24),  # several blocks of tokens in each leaf
     (90, 3, 4, 300, 530),  # several stripes of columns, and not a multiple
+    (30, 1, 700, 130, 150),  # rows of a leaf that no cache holds at once
 ]
 
 

@@ -5,6 +5,8 @@
 
 namespace fff {
 
+constexpr int64_t kNearBytes = 1 << 18;  // of a leaf's rows, which a core's cache holds while the leaf's tokens pass
+
 // Shapes as in fff/layers/leaf.py: 2^D - 1 decisions, 2^D leaves of W neurons; depth at least 1.
 template <class E>
 struct LeafLayer {
@@ -36,31 +38,39 @@ struct LeafRecord {
 template <class E>
 void leaf_dots(const E* tokens, int64_t width, const E* const* rows, int64_t count, const Sorted& sorted, int64_t begin,
                int64_t end, float* to, int64_t stride) {
-  in_blocks<kDotTokens>(begin, end, [&]<int T>(int64_t at) {
-    const E* from[T];
-    for (int t = 0; t < T; ++t) from[t] = tokens + sorted.order[at + t] * width;
-    const auto some = [&]<int N>(int64_t row) {
-      float out[T][N];
-      dots<T, N>(from, rows + row, width, out, Ahead<E>{rows[row], rows[row]});
-      for (int t = 0; t < T; ++t) std::copy(out[t], out[t] + N, to + (at + t) * stride + row);
-    };
-    in_blocks<kDotNodes>(0, count, some);
-  });
+  const int64_t near = std::max<int64_t>(1, kNearBytes / (width * sizeof(E)) / kDotNodes) * kDotNodes;
+  for (int64_t first = 0; first < count; first += near)
+    in_blocks<kDotTokens>(begin, end, [&]<int T>(int64_t at) {
+      const E* from[T];
+      for (int t = 0; t < T; ++t) from[t] = tokens + sorted.order[at + t] * width;
+      const auto some = [&]<int N>(int64_t row) {
+        float out[T][N];
+        dots<T, N>(from, rows + row, width, out, Ahead<E>{rows[row], rows[row]});
+        for (int t = 0; t < T; ++t) std::copy(out[t], out[t] + N, to + (at + t) * stride + row);
+      };
+      in_blocks<kDotNodes>(first, std::min(first + near, count), some);
+    });
 }
 
-// The same tokens' sums of the rows, with the coefficients at from[position * stride].
+// The same tokens' sums of the rows, with the coefficients at from[position * stride]. Moves the pointers in `rows`.
 template <class E>
-void leaf_sums(const float* from, int64_t stride, const E* const* rows, int64_t count, const Sorted& sorted,
-               int64_t begin, int64_t end, E* to, int64_t width) {
-  in_blocks<kSumTokens>(begin, end, [&]<int T>(int64_t at) {
-    const float* coefficients[T];
-    E* targets[T];
-    for (int t = 0; t < T; ++t) {
-      coefficients[t] = from + (at + t) * stride;
-      targets[t] = to + sorted.order[at + t] * width;
-    }
-    add_rows<T>(rows, count, coefficients, targets, width, false);
-  });
+void leaf_sums(const float* from, int64_t stride, const E** rows, int64_t count, const Sorted& sorted, int64_t begin,
+               int64_t end, E* to, int64_t width) {
+  constexpr int64_t kTile = kSumSteps * kStep;
+  const int64_t near = std::max<int64_t>(1, kNearBytes / (count * sizeof(E)) / kTile) * kTile;
+  for (int64_t column = 0; column < width; column += near) {
+    in_blocks<kSumTokens>(begin, end, [&]<int T>(int64_t at) {
+      const float* coefficients[T];
+      E* targets[T];
+      for (int t = 0; t < T; ++t) {
+        coefficients[t] = from + (at + t) * stride;
+        targets[t] = to + sorted.order[at + t] * width + column;
+      }
+      add_rows<T>(rows, count, coefficients, targets, std::min(near, width - column), false);
+    });
+    if (column + near < width)
+      for (int64_t i = 0; i < count; ++i) rows[i] += near;
+  }
 }
 
 // Pointers to the rows of one leaf in w (2^D, W, width), and beyond them room for `more`.
