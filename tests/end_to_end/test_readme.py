@@ -30,6 +30,8 @@ SMALL = {
     "micro": f"--rows none,1x2 --seeds 0 {TINY}",
     "glue": f"{TINY} glue.seeds=[0] glue.epochs=1 glue.max_length=32 glue.mini_train=24 glue.mini_dev=12",
     "images": "images.epochs=1 images.widths=[16] images.leaf_widths=[8] images.seeds=[0] images.variants=[plain]",
+    "embed": "--threads 1",
+    "search": "--threads 1 --index {home}/index",
     "regions": "--tokens 500",
     "convert": f"--heads {HEADS}",
 }
