@@ -18,12 +18,15 @@ def evaluate_run(root: GlueRoot) -> int:
     """Run the configured suite on the configured checkpoint and print the result; returns the number of failed runs.
 
     Raises:
-        UserError: no checkpoint, data that do not belong to it, or anything wrong with the tasks' files.
+        UserError: no checkpoint, one of a decoder, data that do not belong to it, or anything wrong with tasks' files.
     """
     config = root.glue
     world = single_process(config.precision)  # of several processes, none does anything
     check_wandb(root.wandb)
+    if root.checkpoint is None:
+        refuse_causal(root.objective.kind == "causal", root.run_name)
     pretrained = open_pretrained(Path(root.checkpoint)) if root.checkpoint else open_own(root)
+    refuse_causal(pretrained.causal, str(pretrained.folder))
     suite = "GLUE" if config.suite == "glue" else "mini (not GLUE)"
     print(f"model      {pretrained.folder}")
     print(f"tasks      {suite}, source {config.source}, seeds {' '.join(map(str, config.seeds))}", flush=True)
@@ -49,6 +52,15 @@ def evaluate_run(root: GlueRoot) -> int:
         print(f"not finished, and in no number above: {', '.join(failed)}; the same command tries them again")
     print(f"records    {Path(root.results_dir) / 'runs'}\nnext       make tables", flush=True)
     return len(failed)
+
+
+def refuse_causal(causal: bool, name: str) -> None:
+    """Refuse a decoder: its first token, which the classifier reads, sees no other (UserError)."""
+    if causal:
+        raise UserError(
+            f"{name} is of objective.kind=causal: the first token, which GLUE's classifier reads, sees no other; give "
+            "a model that was pretrained with objective=masked."
+        )
 
 
 def open_own(root: GlueRoot) -> Pretrained:

@@ -3,6 +3,7 @@
 import transformers
 from transformers import AutoConfig
 
+from cramming.model.causal import CrammedForCausalLM
 from cramming.model.configuration import CrammedConfig
 from cramming.model.encoder import CrammedModel
 from cramming.model.modeling import CrammedForMaskedLM, CrammedForSequenceClassification
@@ -15,6 +16,7 @@ from cramming.model.task_heads import (
 
 __all__ = [
     "CrammedConfig",
+    "CrammedForCausalLM",
     "CrammedForMaskedLM",
     "CrammedForMultipleChoice",
     "CrammedForQuestionAnswering",

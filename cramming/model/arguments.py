@@ -16,14 +16,17 @@ KNOWN = (
     "start_positions",
     "end_positions",
     "masked_positions",
+    "past_key_values",
+    "use_cache",
+    "logits_to_keep",
     "output_attentions",
     "output_hidden_states",
     "return_dict",
     "with_logits",
     "num_items_in_batch",
 )
-# What transformers, its Trainer and pipelines pass to any model, and which says nothing to an encoder.
-HARMLESS = ("use_cache", "cache_position", "past_key_values", "is_causal", "num_items_in_batch")
+# What transformers, its Trainer and pipelines pass to any model, and which says nothing to these.
+HARMLESS = ("cache_position", "is_causal", "num_items_in_batch")
 
 
 def refuse_unknown(model: str, arguments: Mapping[str, Any]) -> None:

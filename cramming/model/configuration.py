@@ -21,6 +21,8 @@ class CrammedConfig(PreTrainedConfig):
         hidden_dropout_prob: dropout after the embedding and on each residual branch; 0 in pretraining, 0.1 in
             finetuning.
         classifier_size: width of the classification head's hidden layer.
+        causal: whether a token sees itself and earlier ones alone, as a decoder that generates text; a model is trained
+            as one or the other.
         sparse_prediction: in training, MLM logits are computed at labelled positions only. Same loss.
 
     Raises:
@@ -45,6 +47,7 @@ class CrammedConfig(PreTrainedConfig):
         classifier_size: int = 1024,
         classifier_dropout: float = 0.1,
         sparse_prediction: bool = True,
+        causal: bool = False,
         pad_token_id: int = 0,
         tie_word_embeddings: bool = True,
         **kwargs: Any,
@@ -63,6 +66,7 @@ class CrammedConfig(PreTrainedConfig):
         self.classifier_size = classifier_size
         self.classifier_dropout = classifier_dropout
         self.sparse_prediction = sparse_prediction
+        self.causal = causal
         check_sizes(vars(self), {name: name for name in vars(self)})
         settings_from(self.ffn, "ffn")
         kwargs |= {"pad_token_id": pad_token_id, "tie_word_embeddings": tie_word_embeddings}

@@ -13,9 +13,9 @@ BACKWARD = 3  # a training step: the forward's products, and two as large for th
 class ModelFlops:
     """Floating-point operations per token of a training step (forward and backward), a product's sum counted as two.
 
-    Counted: the four projections of attention, its scores and mixtures over all positions, the feedforward layers, and
-    the decoder at predicted positions; three times the forward's. Not counted: embeddings, norms, activations, the
-    optimiser, and anything that is computed twice or in vain.
+    Counted: the four projections of attention, its scores and mixtures over all positions (of a causal model those
+    seen, half of them), the feedforward layers, and the decoder at predicted positions; three times the forward's. Not
+    counted: embeddings, norms, activations, the optimiser, and anything that is computed twice or in vain.
 
     Attributes:
         path: feedforward layers by the neurons that a token visits (12 of 1x11's 4095). What the model asks for.
@@ -40,7 +40,8 @@ class ModelFlops:
 def training_flops(config: PreTrainedConfig, length: int, predicted: int) -> ModelFlops:
     """FLOPs per token of a crammed model's training step on sequences of `length` tokens, `predicted` of which are."""
     width = config.hidden_size
-    attention = 8 * width * width + 4 * length * width
+    seen = (length + 1) / 2 if config.causal else length
+    attention = 8 * width * width + 4 * seen * width
     decoder = 2 * width * config.vocab_size * predicted / length
     layer = settings_from(config.ffn, "ffn").flops(width, width)
     layers = config.num_hidden_layers

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.modules import module as torch_module
+from transformers import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -46,26 +47,39 @@ class CrammedEmbedding(Unsaved):
 
 
 class CrammedAttention(nn.Module):
-    """Self-attention without biases; the rows of `qkv` are all queries, then all keys, then all values."""
+    """Self-attention without biases; the rows of `qkv` are all queries, then all keys, then all values.
 
-    is_causal = False
+    Args:
+        layer: its number in the model, by which a cache keeps its keys and values.
+    """
 
-    def __init__(self, config: CrammedConfig) -> None:
+    def __init__(self, config: CrammedConfig, layer: int = 0) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.layer_idx = config, layer
+        self.is_causal = config.causal  # read by transformers' attention functions where there is no mask
         self.head_dim = config.hidden_size // config.num_attention_heads
         self.scaling = self.head_dim**-0.5
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
         self.out = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
     def forward(
-        self, x: torch.Tensor, mask: torch.Tensor | None, rotation: Rotation | None, look: bool = False
+        self,
+        x: torch.Tensor,
+        mask: torch.Tensor | None,
+        rotation: Rotation | None,
+        look: bool = False,
+        past_key_values: Cache | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Mix the tokens of x (B, S, H); with `look` also the weights (B, heads, S, S), written out."""
+        """Mix the tokens of x (B, S, H), and earlier ones that the cache holds, which it is made to remember.
+
+        With `look` also the weights (B, heads, S, tokens seen), written out.
+        """
         B, S, H = x.shape
         q, k, v = self.qkv(x).view(B, S, 3, -1, self.head_dim).permute(2, 0, 3, 1, 4)
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
+        if past_key_values is not None:
+            k, v = past_key_values.update(k, v, self.layer_idx)
         attend = eager_attention
         if not look:
             attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
@@ -78,9 +92,13 @@ def eager_attention(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention written out, for `attn_implementation="eager"` or to look at its weights.
 
-    q, k, v (B, heads, S, head); mask is added to the scores, or bool, True where a token may look.
+    q, k, v (B, heads, S, head); mask is added to the scores, or bool, True where a token may look. Without a mask all
+    are seen, or by a causal module those up to the query, of which the last is the last key.
     """
     scores = (q @ k.transpose(-1, -2)) * options["scaling"]
+    if mask is None and getattr(module, "is_causal", False):
+        rows, columns = scores.shape[-2:]
+        mask = torch.ones(rows, columns, dtype=torch.bool, device=scores.device).tril(columns - rows)
     if mask is not None:
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min) if mask.dtype == torch.bool else scores + mask
     weights = scores.softmax(-1, dtype=torch.float32).to(q.dtype)
@@ -90,10 +108,10 @@ def eager_attention(
 class CrammedBlock(GradientCheckpointingLayer):
     """Pre-norm block: x + attention(norm(x)), then x + feedforward(norm(x)) unless the feedforward is "none"."""
 
-    def __init__(self, config: CrammedConfig) -> None:
+    def __init__(self, config: CrammedConfig, layer: int = 0) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.attention = CrammedAttention(config)
+        self.attention = CrammedAttention(config, layer)
         self.ffn = settings_from(config.ffn, "ffn").build(config.hidden_size, config.hidden_size)
         self.ffn_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if self.ffn is not None else None
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
@@ -110,6 +128,7 @@ class CrammedBlock(GradientCheckpointingLayer):
         rotation: Rotation | None,
         look: bool = False,
         tokens: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
     ) -> tuple[torch.Tensor | None, ...]:
         """Apply both branches to x (B, S, H); tokens (B, S) are their ids, for feedforwards that ask for them.
 
@@ -117,7 +136,7 @@ class CrammedBlock(GradientCheckpointingLayer):
             The sum; attention's weights (B, heads, S, S) with `look`; then the auxiliary losses of `loss_names`, beside
             them and in no dict: reentrant checkpointing sees the gradients of a tuple's own tensors alone.
         """
-        mixed, weights = self.attention(self.attention_norm(x), mask, rotation, look)
+        mixed, weights = self.attention(self.attention_norm(x), mask, rotation, look, past_key_values)
         x = x + self.dropout(mixed)
         if self.ffn is None or self.ffn_norm is None:
             return x, weights

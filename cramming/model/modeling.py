@@ -8,48 +8,15 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from .configuration import CrammedConfig
 from .encoder import CrammedModel, CrammedPreTrainedModel, wants_dict
+from .language import CrammedLanguageModel
 from .losses import IGNORED, classification_loss, cross_entropy, problem_of
-from .needed import Feedforward, Unsaved
 from .outputs import CrammedMaskedLMOutput
 
 __all__ = ["CrammedForMaskedLM", "CrammedForSequenceClassification", "CrammedModel"]
 
 
-class CrammedForMaskedLM(CrammedPreTrainedModel, Unsaved):
-    """The encoder with a decoder tied to the word embedding, without transform and bias."""
-
-    _tied_weights_keys = {"decoder.weight": "model.embedding.words.weight"}  # noqa: RUF012 (read by transformers)
-
-    def __init__(self, config: CrammedConfig) -> None:
-        super().__init__(config)
-        self.model = CrammedModel(config)
-        self.decoder = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        weights: dict[str, float] = {}
-        for module in self.modules():
-            if isinstance(module, Feedforward):
-                weights |= module.loss_weights
-        self.loss_names = tuple(weights)
-        self.keep("auxiliary_weights", torch.tensor(list(weights.values()), dtype=torch.float32, device="cpu"))
-        self.post_init()
-
-    @property
-    def auxiliary_weights(self) -> torch.Tensor:
-        """Weights of the losses in `loss_names`, in that order: the layers' own unless training sets them."""
-        return self.unsaved("auxiliary_weights", self.decoder.weight.device)
-
-    def set_auxiliary_weights(self, weights: dict[str, float]) -> None:
-        """Set weights by name; names that no layer knows are left out."""
-        for place, name in enumerate(self.loss_names):
-            if name in weights:  # filled: a copy from the host would wait for the device
-                self.auxiliary_weights[place].fill_(weights[name])
-
-    def get_output_embeddings(self) -> nn.Module:
-        """The decoder."""
-        return self.decoder
-
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        """Replace the decoder."""
-        self.decoder = new_embeddings  # type: ignore[assignment]
+class CrammedForMaskedLM(CrammedLanguageModel):
+    """The encoder with a decoder tied to the word embedding, which predicts masked tokens."""
 
     def forward(
         self,
@@ -92,20 +59,16 @@ class CrammedForMaskedLM(CrammedPreTrainedModel, Unsaved):
         loss = None
         if labels is not None:
             loss = cross_entropy(logits.flatten(0, -2), labels.flatten(), num_items_in_batch)
-        aux_loss = None
-        if losses := encoded.auxiliary_losses:
-            weights = zip(self.auxiliary_weights, self.loss_names, strict=True)
-            aux_loss = sum(w * losses[name] for w, name in weights if name in losses)
-            if num_items_in_batch is not None and labels is not None:
-                aux_loss = aux_loss * (labels != IGNORED).sum() / num_items_in_batch
-            loss = loss + aux_loss if loss is not None else None
+        aux_loss = self.weighted(encoded.auxiliary_losses, labels, num_items_in_batch)
+        if loss is not None and aux_loss is not None:
+            loss = loss + aux_loss
         output = CrammedMaskedLMOutput(
             loss=loss,
             logits=logits if with_logits else None,
             hidden_states=encoded.hidden_states,
             attentions=encoded.attentions,
             aux_loss=aux_loss,
-            auxiliary_losses=losses,
+            auxiliary_losses=encoded.auxiliary_losses,
         )
         return output if wants_dict(self.config, return_dict) else output.to_tuple()
 

@@ -35,6 +35,17 @@ def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
+def later_places(given: Tensor, attention_mask: Tensor | None, earlier: int) -> Tensor | None:
+    """Places (B or 1, S) of a causal model's inputs (B, S, ...) after `earlier` ones, padding on the left not counted.
+
+    None where they are 0 to S - 1.
+    """
+    length = given.shape[1]
+    if attention_mask is not None and attention_mask.dim() == 2:
+        return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
+    return torch.arange(earlier, earlier + length, device=given.device)[None] if earlier else None
+
+
 class RotaryPositions(Unsaved):
     """Cosines and sines of the first positions, shared by all blocks.
 

@@ -37,6 +37,7 @@ class Pretrained:
         config: the run's configuration without its data paths.
         weights_sha256: of the weights file.
         max_length: longest input in tokens.
+        causal: whether tokens see earlier ones alone, of a decoder.
     """
 
     folder: Path
@@ -48,6 +49,7 @@ class Pretrained:
     config: dict[str, Any]
     weights_sha256: str
     max_length: int
+    causal: bool = False
 
 
 def write_model(
@@ -125,6 +127,7 @@ def open_pretrained(path: Path) -> Pretrained:
         config={key: settings[key] for key in ("model", "ffn", "train") if key in settings},
         weights_sha256=digest,
         max_length=config["max_position_embeddings"],
+        causal=config.get("causal") is True,
     )
 
 

@@ -1,18 +1,20 @@
 """Masked tokens, BERT's objective: batches, loss, validation figures. Not the draw of the masks (data.masking)."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from cramming.data.masking import mask_tokens, masked_count
-from cramming.objectives.base import Batch, Objective
+from cramming.model import CrammedForMaskedLM
+from cramming.model.language import CrammedLanguageModel
+from cramming.objectives.base import MASK_TOKEN, Batch, Objective, loss_of_guessing, parts_of, sums_of
 
 VALIDATION_SEED = 20231121  # masks of the validation text are the same for every run and seed
-MASK_TOKEN = "<mask>"
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,19 @@ class MaskedTokens(Objective):
     """
 
     name: ClassVar[str] = "mlm"
+    unit: ClassVar[str] = "masked token"
+    model: ClassVar[type[CrammedLanguageModel]] = CrammedForMaskedLM
+    example_masks: ClassVar[tuple[int, ...]] = (1,)
 
     seed: int
     rate: float
     vocab_size: int
     mask_id: int
+
+    @classmethod
+    def of(cls, *, seed: int, mask_rate: float, vocab_size: int, token_id: Callable[[str], int]) -> Self:
+        """The objective of a run."""
+        return cls(seed, mask_rate, vocab_size, token_id(MASK_TOKEN))
 
     def batch(self, sequences: np.ndarray, positions: np.ndarray) -> MaskedBatch:
         """Mask sequences (m, S) at run positions (m,)."""
@@ -59,20 +69,13 @@ class MaskedTokens(Objective):
 
         The logits are left out: 4096 predictions of 32768 tokens are half a gigabyte in float32.
         """
-        output = model(**batch.inputs, with_logits=False)
-        loss, aux = output.loss.detach(), output.aux_loss
-        if aux is None:
-            return output.loss, {self.name: loss}
-        named = {f"aux_{name}": value.detach() for name, value in (output.auxiliary_losses or {}).items()}
-        return output.loss, {self.name: loss - aux.detach(), "aux": aux.detach(), **named}
+        return parts_of(self.name, model(**batch.inputs, with_logits=False))
 
     @torch.no_grad()
     def sums(self, model: nn.Module, batch: MaskedBatch) -> Tensor:
         """Summed loss, right guesses, masked tokens."""
         output = model(**batch.inputs)
-        count = batch.labels.numel()
-        right = (output.logits.argmax(-1) == batch.labels).sum()
-        return torch.stack([output.loss.double() * count, right.double(), right.new_tensor(count).double()])
+        return sums_of(output.loss, output.logits, batch.labels)
 
     def figures(self, sums: list[float]) -> dict[str, float]:
         """`loss` (nats per masked token) and `accuracy`."""
@@ -80,7 +83,16 @@ class MaskedTokens(Objective):
 
     def baseline(self, counts: np.ndarray, batches: Iterable[Any]) -> float:
         """Cross-entropy of the masked tokens under the training tokens' frequencies, add-one smoothed."""
-        smoothed = counts.astype(np.float64) + 1.0
-        log_p = np.log(smoothed / smoothed.sum())
-        labels = np.concatenate([batch.labels.numpy().ravel() for batch in batches])
-        return float(-log_p[labels].mean())
+        return loss_of_guessing(counts, (batch.labels for batch in batches))
+
+    def shown(
+        self, model: CrammedLanguageModel, tokenizer: PreTrainedTokenizerBase, examples: Sequence[str]
+    ) -> Iterator[tuple[str, str]]:
+        """The five tokens that it holds likely for <mask>, with their probabilities."""
+        if not examples:
+            return
+        from transformers import pipeline  # slow to import, and needed at the end only
+
+        fill = pipeline("fill-mask", model=model, tokenizer=tokenizer, device="cpu")  # type: ignore[call-overload]
+        for text in examples:
+            yield text, ", ".join(f"{guess['token_str']} {guess['score']:.0%}" for guess in fill(text, top_k=5))

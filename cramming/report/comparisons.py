@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from cramming.model.config import ModelConfig
+from cramming.objectives.config import ObjectiveConfig
 from cramming.record import Record
 from cramming.report.groups import PretrainGroup, layers_of, units_of, whole_layers_of
 from cramming.report.labels import labels_apart
@@ -125,7 +126,7 @@ def tells_its_layers(record: Record) -> bool:
 def conditions(record: Record) -> dict[str, Any]:
     """What has to be equal for losses to be comparable: schema, data, size, and the recipe but for its defaults."""
     found = {"schema_version": record.get("schema_version"), "data_fingerprint": record.get("data_fingerprint", "")}
-    for part, settings in (("model", ModelConfig), ("train", TrainConfig)):
+    for part, settings in (("model", ModelConfig), ("train", TrainConfig), ("objective", ObjectiveConfig)):
         defaults = {item.name: default_of(item) for item in fields(settings)}
         for name, value in record["config"].get(part, {}).items():
             key = f"{part}.{name}"

@@ -213,6 +213,8 @@ def scale_of(config: dict[str, Any]) -> str:
     """Model size and budget in words, as far as the configuration says."""
     model = config.get("model", {})
     parts = [f"{model['layers']} layers x {model['hidden_size']}"] if {"layers", "hidden_size"} <= model.keys() else []
+    if (objective := config.get("objective", {}).get("kind", "masked")) != "masked":
+        parts.insert(0, f"objective {objective}")
     for key, unit in (("budget_tokens", "tokens"), ("budget_steps", "steps"), ("budget_hours", "hours")):
         value = config.get("train", {}).get(key)
         if value is not None:

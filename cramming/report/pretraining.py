@@ -37,7 +37,7 @@ NOTES = """Loss and accuracy of masked-token prediction on held-out text, at the
 (min–max) over the finished runs of a group, and n, their number; other numbers are medians. Runs of one group
 differ in their seed alone. Unigram is the cross-entropy of the training tokens' frequencies on the same validation
 tokens; perplexity is exp(median loss). Losses are comparable between rows of equal unigram value only: it tells
-data and tokenizer apart."""
+data and tokenizer apart. Where the scale says objective causal, every token is predicted from those before it."""
 
 
 def pretraining_markdown(groups: Sequence[PretrainGroup]) -> str:

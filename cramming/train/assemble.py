@@ -7,9 +7,10 @@ from torch import nn
 
 from cramming.errors import UserError
 from cramming.files import short_hash
-from cramming.model import CrammedConfig, CrammedForMaskedLM
+from cramming.model import CrammedConfig
+from cramming.model.language import CrammedLanguageModel
 from cramming.objectives.base import Objective
-from cramming.objectives.masked import MASK_TOKEN, MaskedTokens
+from cramming.objectives.config import OBJECTIVES
 from cramming.parallel.world import World
 from cramming.train.compiled import compiled
 from cramming.train.config import TrainConfig
@@ -50,23 +51,26 @@ def attention(config: TrainConfig, device: torch.device) -> str:
 
 
 def objective_of(root: PretrainRoot, data: Tokens) -> Objective:
-    """The objective that the configuration names; so far there is one."""
-    return MaskedTokens(root.seed, root.train.mask_rate, data.vocab_size, data.token_id(MASK_TOKEN))
+    """The objective that the configuration names."""
+    return OBJECTIVES[root.objective.kind].of(
+        seed=root.seed, mask_rate=root.train.mask_rate, vocab_size=data.vocab_size, token_id=data.token_id
+    )
 
 
-def build_model(root: PretrainRoot, data: Tokens, seed: Callable[[int], None]) -> CrammedForMaskedLM:
+def build_model(root: PretrainRoot, data: Tokens, seed: Callable[[int], None]) -> CrammedLanguageModel:
     """A freshly initialised model that fits the data; its weights follow from the seed."""
     seed(root.seed)
-    model = root.model
+    model, objective = root.model, OBJECTIVES[root.objective.kind]
     config = CrammedConfig(
         vocab_size=data.vocab_size,
         max_position_embeddings=data.seq_len,
         **model.encoder(),
         ffn=root.ffn.specification(),
         sparse_prediction=model.sparse_prediction,
+        **objective.encoder,
     )
     try:
-        built = CrammedForMaskedLM(config)
+        built = objective.model(config)
     except (ValueError, RuntimeError) as error:
         raise UserError(f"ffn: {error}") from error
     if root.train.equal_start:

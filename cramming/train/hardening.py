@@ -8,7 +8,7 @@ from cramming.errors import UserError
 from fff.hardening import LOSSES, SCHEDULES, scheduled, set_hardening
 
 if TYPE_CHECKING:
-    from cramming.model.modeling import CrammedForMaskedLM
+    from cramming.model.language import CrammedLanguageModel
 
 # The form that a recipe gives to the layers.
 LAYER_FORMS = {"hard": "hard", "entropy": "soft", "anneal": "soft", "straight_through": "straight_through"}
@@ -81,7 +81,7 @@ class Hardening:
         UserError: the layers' provider cannot take the form.
     """
 
-    def __init__(self, config: HardeningConfig, model: "CrammedForMaskedLM") -> None:
+    def __init__(self, config: HardeningConfig, model: "CrammedLanguageModel") -> None:
         self.config, self.model = config, model
         self.values = self.apply(0.0)
 

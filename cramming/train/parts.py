@@ -6,8 +6,8 @@ from typing import Any, Protocol
 from torch import nn
 
 from cramming.data.loader import MicrobatchLoader, SequenceOrder, Sequences
-from cramming.model import CrammedForMaskedLM
 from cramming.model.flops import ModelFlops, training_flops
+from cramming.model.language import CrammedLanguageModel
 from cramming.objectives.base import Batch, Objective
 from cramming.parallel.world import World
 from cramming.train.config import TrainConfig
@@ -59,7 +59,7 @@ class Parts:
     world: World
     data: Tokens
     objective: Objective
-    model: CrammedForMaskedLM
+    model: CrammedLanguageModel
     wrapped: nn.Module
     optimiser: Any
     hardening: Hardening

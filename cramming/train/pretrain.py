@@ -8,7 +8,8 @@ import torch
 from cramming.data.shards import MANIFEST, PreparedData, find_prepared, open_prepared
 from cramming.errors import UserError
 from cramming.files import check_writable, locked, read_json
-from cramming.objectives.masked import MASK_TOKEN
+from cramming.objectives.base import MASK_TOKEN
+from cramming.objectives.config import OBJECTIVES
 from cramming.parallel.world import World, open_world
 from cramming.record import read_record
 from cramming.train.assemble import check_layer
@@ -39,7 +40,7 @@ def pretrain(root: PretrainRoot, prepared: Path | None = None) -> Path:
     # Before the data, whose preparation may take hours.
     check_processes(root, world.size)
     check_layer(root)
-    check_examples(root.data.examples)
+    check_examples(root.data.examples, root.objective.kind)
     check_wandb(root.wandb)
     check_compiler(root.train, world.device)
     if world.main:
@@ -75,13 +76,13 @@ def check_processes(root: PretrainRoot, processes: int) -> None:
         )
 
 
-def check_examples(examples: list[str]) -> None:
+def check_examples(examples: list[str], objective: str = "masked") -> None:
     """Refuse sentences to fill in that have nothing to fill in (UserError), before they would end a finished run."""
+    allowed = OBJECTIVES[objective].example_masks
     for number, text in enumerate(examples):
-        if text.count(MASK_TOKEN) != 1:
-            raise UserError(
-                f"data.examples[{number}] is {text!r}; give it {MASK_TOKEN} exactly once, for what is guessed."
-            )
+        if text.count(MASK_TOKEN) not in allowed:
+            often = "exactly once, for what is guessed" if 0 not in allowed else "once, where it goes on, or not at all"
+            raise UserError(f"data.examples[{number}] is {text!r}; give it {MASK_TOKEN} {often}.")
 
 
 def check_lengths(examples: list[str], data: PreparedData) -> None:

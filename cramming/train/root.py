@@ -11,6 +11,7 @@ from cramming.errors import UserError
 from cramming.files import checked_name
 from cramming.model.config import FFNConfig, ModelConfig
 from cramming.model.resolved import resolved
+from cramming.objectives.config import ObjectiveConfig
 from cramming.runs import Keys, RunName, essence, listed, recorded, run_name
 from cramming.train.config import TrainConfig, WandbConfig
 from cramming.train.hardening import HardeningConfig
@@ -64,14 +65,29 @@ class PretrainRoot:
     ffn: FFNConfig = field(default_factory=FFNConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     hardening: HardeningConfig = field(default_factory=HardeningConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
 
     def __post_init__(self) -> None:
         paths("", self, ("output_dir", "results_dir"))
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed is {self.seed}; set it from 0 to 2^32 - 1.")
+        self._refuse_masking()
         checked_name(self.experiment, "experiment")
         checked_name(self.names[0].run, "the run's name")
+
+    def _refuse_masking(self) -> None:
+        """Keys of the masked objective would be ignored by another one, and would still name the run."""
+        if self.objective.kind == "masked":
+            return
+        given = {"train.mask_rate": (self.train, TrainConfig), "model.sparse_prediction": (self.model, ModelConfig)}
+        for key, (group, settings) in given.items():
+            value, default = (getattr(each, key.rpartition(".")[2]) for each in (group, settings))
+            if value != default:
+                raise UserError(
+                    f"{key} is {value}, and belongs to objective=masked; objective.kind is {self.objective.kind}, so "
+                    f"leave it at {default}."
+                )
 
     def as_dict(self) -> dict[str, Any]:
         """The configuration as plain values, as `cramming.values.build` reads it."""

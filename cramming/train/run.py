@@ -228,13 +228,14 @@ class Run:
         write_json(self.folder.record, content)
         refuse_diverged(self.root, content)
         record = record_file(Path(self.root.results_dir), content["name"])
-        print_examples(self.parts.model, self.data, self.root.data.examples)
+        print_examples(self.parts.objective, self.parts.model, self.data, self.root.data.examples)
         print_summary(content, model=self.folder.model, history=self.folder.history, record=record)
 
     def _write_model(self, metrics: dict[str, float]) -> str:
         """Write the model with its card; returns the SHA-256 of its weights."""
-        numbers = card_numbers(metrics, self.parts.state.tokens, self.data.fingerprint)
-        return write_model(self.parts.model, self.data.tokenizer(), self.folder.model, numbers)
+        objective = self.parts.objective
+        numbers = card_numbers(metrics, self.parts.state.tokens, self.data.fingerprint, objective.unit)
+        return write_model(self.parts.model, objective.exported(self.data.tokenizer()), self.folder.model, numbers)
 
     def _refuse_lost_history(self) -> None:
         """UserError where the history does not end with the run's last mark: a record of it would have no results."""

@@ -30,7 +30,7 @@ def test_every_experiment_composes_and_names_itself(name: str) -> None:
         assert composed(script, f"experiment={name}", *files).experiment == name
 
 
-@pytest.mark.parametrize("group", ["data", "model", "ffn", "train", "wandb"])
+@pytest.mark.parametrize("group", ["data", "model", "ffn", "train", "objective", "wandb"])
 def test_every_option_composes(group: str) -> None:
     for option in options(group):
         cleared = ["ffn.trees=null", "ffn.depth=null"] if group == "ffn" and option not in ("path", "fixed") else []
