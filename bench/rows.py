@@ -31,6 +31,7 @@ WHAT = (
     "update alone",
     "pretraining",  # through the training loop
     "busy machine",  # pretraining steps beside other work: busy.py
+    "decode",  # one text, token by token, with a cache
 )
 UNITS = ("s", "MB", "tokens/s")
 DATE = "%Y-%m-%dT%H:%M:%SZ"
@@ -92,6 +93,7 @@ class SpeedRow:
     mfu: float | None = None
     mfu_dense_equivalent: float | None = None
     step_memory_gb: float | None = None
+    bytes_per_token: int | None = None  # of weights that one token reads in decoding
     leaves_used: int | None = None
     checkpoint: str | None = None  # base name
 

@@ -121,7 +121,8 @@ def speed_markdown(rows: Sequence[Row], paper: dict[str, Any]) -> str:
 
 def shown(rows: Sequence[Row]) -> list[Row]:
     """The rows of trees beside their opponents, the newest of each setting, in the page's order."""
-    ours = [row for row in newest(rows) if row.get("opponent") and row["name"] != row["opponent"] and is_ours(row)]
+    held = [row for row in newest(rows) if row["what"] != "decode"]  # that has a page of its own, with more columns
+    ours = [row for row in held if row.get("opponent") and row["name"] != row["opponent"] and is_ours(row)]
     return sorted(ours, key=order)
 
 

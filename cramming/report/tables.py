@@ -11,6 +11,7 @@ from cramming.files import remove_leftovers, write_atomic
 from cramming.record import Record, read_records
 from cramming.report.comparisons import comparisons
 from cramming.report.controls import controls_csv, controls_markdown, controls_tex
+from cramming.report.decoding import decoding_markdown
 from cramming.report.depth import depth_csv, depth_markdown, depth_tex
 from cramming.report.distill import distill_csv, distill_markdown
 from cramming.report.effective import effective_csv, effective_markdown, effective_tex
@@ -86,6 +87,7 @@ def build_tables(records: list[Record], paper: dict[str, Any], rows: Sequence[Ro
         "distill.csv": distill_csv(records),
         "images.md": images_markdown(records, leaf_fff),
         "images.csv": images_csv(records, leaf_fff),
+        "decoding.md": decoding_markdown(rows),
         "speed.md": speed_markdown(rows, speed),
         "speed.csv": speed_csv(rows),
         "speed.tex": speed_tex(rows, speed),

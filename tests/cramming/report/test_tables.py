@@ -336,7 +336,7 @@ def test_same_records_give_equal_bytes_whatever_their_order(tmp_path, paper):
     pages |= {
         f"{name}.{end}" for name in ("effective_width", "controls", "depth", "trend") for end in ("md", "csv", "tex")
     }
-    pages |= {"glue.tex", "speed.tex"}
+    pages |= {"glue.tex", "speed.tex", "decoding.md"}
     figures = {
         f"{name}.{end}" for name in ("glue", "curves-quickstart-4000000-tokens-abcdef") for end in ("png", "svg")
     }
