@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.backends import mkldnn
 
 from fff.feedforward import settings_from
 from fff.hardening import set_hardening, soft_evaluation
@@ -66,6 +67,18 @@ def test_an_int8_linear_is_its_definition(tokens: int, d_in: int, d_out: int, bi
     torch.testing.assert_close(half.double(), expected, rtol=0, atol=3e-2 * largest)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         assert layer(x).dtype == linear(x).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("d_out", [64, 192, 576])
+def test_a_lone_token_is_not_left_to_reference_code(d_out: int, capfd: pytest.CaptureFixture[str]) -> None:
+    layer, slow = Int8Linear(nn.Linear(576, d_out, bias=False)), []
+    for tokens in (2, 1):
+        with torch.no_grad(), mkldnn.verbose(mkldnn.VERBOSE_ON):
+            layer(torch.randn(tokens, 576))
+        told = capfd.readouterr().out
+        assert "matmul" in told
+        slow.append(",ref_int8:" in told)
+    assert slow[1] == slow[0]
 
 
 def test_a_token_does_not_depend_on_those_beside_it() -> None:
