@@ -84,7 +84,7 @@ class CausalTokens(Objective):
     def exported(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
         """A copy that does not end a text, so that it can go on, and pads on the left, where nothing goes on."""
         made: Any = copy.deepcopy(tokenizer)
-        made.padding_side = "left"
+        made.padding_side = made.init_kwargs["padding_side"] = "left"  # the latter is what a folder keeps
         made.backend_tokenizer.post_processor = processors.TemplateProcessing(
             single="$A", pair="$A <sep> $B:0", special_tokens=[(SPECIAL_TOKENS[SEP], SEP)]
         )

@@ -5,6 +5,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from cramming.model import (
+    CrammedConfig,
+    CrammedForCausalLM,
     CrammedForMaskedLM,
     CrammedForMultipleChoice,
     CrammedForQuestionAnswering,
@@ -29,19 +31,26 @@ KINDS_OF_LAYER = {
 CLASSES = {
     "encoder": CrammedModel,
     "masked": CrammedForMaskedLM,
+    "causal": CrammedForCausalLM,
     "sequence": CrammedForSequenceClassification,
     "token": CrammedForTokenClassification,
     "question": CrammedForQuestionAnswering,
     "choice": CrammedForMultipleChoice,
 }
 HEADS = {name: found for name, found in CLASSES.items() if name != "encoder"}
+WORDS = ("masked", "causal")  # heads that predict words
+
+
+def sized(name: str, layer: str | dict = "path", **changes) -> CrammedConfig:
+    """The configuration of a small model of a class."""
+    return config(layer, causal=name == "causal", **changes)
 
 
 def make(name: str, layer: str = "path", **changes) -> PreTrainedModel:
     """The model in evaluation mode, of a seed; weights wide enough that layers matter."""
     torch.manual_seed(0)
     settings = {"initializer_range": 0.3, "num_labels": 3, "classifier_size": 24, "classifier_dropout": 0.0}
-    return CLASSES[name](config(KINDS_OF_LAYER[layer], **settings | changes)).eval()
+    return CLASSES[name](sized(name, KINDS_OF_LAYER[layer], **settings | changes)).eval()
 
 
 def inputs(name: str) -> dict[str, Tensor]:
@@ -61,6 +70,7 @@ def labels(name: str) -> dict[str, Tensor]:
     return {
         "encoder": {},
         "masked": {"labels": ids.masked_fill(~chosen, -100)},
+        "causal": {"labels": ids.masked_fill(inputs("causal")["attention_mask"] == 0, -100)},
         "sequence": {"labels": torch.tensor([0, 2, 1])},
         "token": {"labels": (ids % 3).masked_fill(~chosen, -100)},
         "question": {"start_positions": torch.tensor([1, 2, 99]), "end_positions": torch.tensor([3, 2, 99])},

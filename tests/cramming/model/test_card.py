@@ -13,7 +13,7 @@ from cramming.model.card import TASKS, model_card
 from cramming.model.remote import AUTO_MAP
 from cramming.model.saved import write_model
 from tests.helpers.glue import tiny_tokenizer
-from tests.helpers.heads import CLASSES
+from tests.helpers.heads import CLASSES, sized
 from tests.helpers.model import config
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[3]
     [
         ("encoder", "AutoModel", "feature-extraction"),
         ("masked", "AutoModelForMaskedLM", "fill-mask"),
+        ("causal", "AutoModelForCausalLM", "text-generation"),
         ("sequence", "AutoModelForSequenceClassification", "text-classification"),
         ("token", "AutoModelForTokenClassification", "token-classification"),
         ("question", "AutoModelForQuestionAnswering", "question-answering"),
@@ -31,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[3]
     ],
 )
 def test_the_card_names_class_layer_and_numbers(model: str, auto: str, task: str) -> None:
-    found = CLASSES[model](config())
+    found = CLASSES[model](sized(model))
     card = model_card(found, {"validation loss": "4.3700 nats"})
     head = yaml.safe_load(card.split("---")[1])
     assert head["pipeline_tag"] == task
@@ -67,7 +68,7 @@ for folder in folders:
 @pytest.mark.parametrize(("way", "package"), [(0, "cramming"), (1, "transformers_modules")])
 def test_the_cards_code_loads_each_class_with_and_without_the_project(way: int, package: str, tmp_path: Path) -> None:
     for name, model in CLASSES.items():
-        write_model(model(config(vocab_size=len(tiny_tokenizer()))), tiny_tokenizer(), tmp_path / name)
+        write_model(model(sized(name, vocab_size=len(tiny_tokenizer()))), tiny_tokenizer(), tmp_path / name)
     # Without the project, the folder fff of its source is all that can be imported.
     (tmp_path / "path").mkdir()
     for each in ("fff",) if way else ("fff", "cramming"):

@@ -1,7 +1,7 @@
 """What transformers' own tests of models ask (tests/test_modeling_common.py, which its wheel lacks), asked of ours.
 
 Of every class and every kind of layer. Not asked: chunked feedforward, pruned heads, torchscript, torch.fx and resized
-positions, which our configuration does not offer; caches and generation, which belong to causal models.
+positions, which our configuration does not offer; caches and generation, which test_causal.py has.
 """
 
 import inspect
@@ -18,7 +18,7 @@ from cramming.model import CrammedConfig
 from cramming.model.remote import AUTO_MAP
 from fff.feedforward import KINDS
 from fff.hardening import set_hardening
-from tests.helpers.heads import CLASSES, HEADS, KINDS_OF_LAYER, inputs, labels, make, scores
+from tests.helpers.heads import CLASSES, HEADS, KINDS_OF_LAYER, WORDS, inputs, labels, make, scores
 
 every_class = pytest.mark.parametrize("name", CLASSES)
 every_kind = pytest.mark.parametrize("layer", KINDS_OF_LAYER)
@@ -73,7 +73,7 @@ def test_the_encoder_goes_from_head_to_head(name: str, layer: str, tmp_path: Pat
     model.base_model.save_pretrained(tmp_path / "base")
     headed, told = type(model).from_pretrained(tmp_path / "base", output_loading_info=True, num_labels=3)
     assert {key.split(".")[0] for key in told["missing_keys"]} == set(
-        () if name == "masked" else dict(model.named_children()).keys() - {"model", "dropout"}
+        () if name in WORDS else dict(model.named_children()).keys() - {"model", "dropout"}
     )
     model.save_pretrained(tmp_path / "head")
     base = CLASSES["encoder"].from_pretrained(tmp_path / "head")
@@ -138,8 +138,8 @@ def test_resized_embeddings(name: str, tied: bool, tmp_path: Path) -> None:
         assert (found.weight.shape, model.config.vocab_size) == ((size, 32), size)
         assert torch.equal(found.weight[:80], before)
         output = scores(model(**inputs(name)))
-        assert torch.equal(output[..., :80] if name == "masked" else output, expected)
-        if name == "masked":
+        assert torch.equal(output[..., :80] if name in WORDS else output, expected)
+        if name in WORDS:
             assert model.decoder.weight.shape == (size, 32)
             assert (model.decoder.weight is found.weight) is tied
     assert model.resize_token_embeddings(85, pad_to_multiple_of=32).weight.shape == (96, 32)
@@ -155,7 +155,7 @@ def test_embeddings_are_given_and_taken(name: str) -> None:
     assert model.get_input_embeddings().weight.shape == (10, 32)
     assert model.base_model.get_input_embeddings() is model.get_input_embeddings()
     output = model.get_output_embeddings()
-    assert isinstance(output, nn.Linear) if name == "masked" else output is None
+    assert isinstance(output, nn.Linear) if name in WORDS else output is None
 
 
 @every_kind

@@ -117,6 +117,7 @@ def test_a_decoder_is_pretrained_saved_and_speaks(tmp_path: Path, capsys) -> Non
     assert f"| perplexity | {metrics['valid_perplexity']:.2f} |" in card
     assert "nats per token" in card
     assert "masked" not in card
+    assert AutoTokenizer.from_pretrained(folder)(["The cat", "The"], padding=True)["attention_mask"][1] == [0, 0, 1]
     # The card's own lines.
     code = card.split("```python\n")[-1].split("```")[0]
     names = {"model": AutoModelForCausalLM.from_pretrained(folder), "tokenizer": AutoTokenizer.from_pretrained(folder)}
