@@ -55,7 +55,7 @@ def usable(base: Layer, setting: Setting, device: torch.device) -> list[str]:
     """The providers that can take the layer here and that the setting asks for."""
     names = []
     for name, provider in PROVIDERS.items():
-        if name == "reference" or provider.available(device, setting.dtype):
+        if not provider.timed or provider.available(device, setting.dtype):
             continue
         if name == "triton" and device.type == "cpu":
             continue  # Triton's interpreter

@@ -45,7 +45,7 @@ def run_memory(chosen: list[Shape], tokens: int) -> list[SpeedRow]:
     """Rows of what training takes, each measured in a process of its own; against dense layers of 4096 and 3072."""
     rows, device = [], this_device()
     dtype = DTYPES[device.type]
-    names = [n for n, p in PROVIDERS.items() if n != "reference" and p.available(device, dtype) is None]
+    names = [n for n, p in PROVIDERS.items() if p.timed and p.available(device, dtype) is None]
     for shape in chosen:
         found = {}
         for name in (*names, *DENSE):

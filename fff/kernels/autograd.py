@@ -70,8 +70,8 @@ def differentiable(
         def either(operands: Operands) -> Result:
             if for_any_size() and torch.onnx.is_in_onnx_export():
                 raise RuntimeError(
-                    "ONNX has no operators for what this provider does; set layer.provider = 'masked', whose products "
-                    "torch.onnx.export can write, and export again"
+                    "ONNX has no operators for what this provider does; use fff.export.onnx, or set layer.provider = "
+                    "'masked', whose products torch.onnx.export can write, and export again"
                 )
             if not is_compiling():
                 let_count()

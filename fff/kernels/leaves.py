@@ -75,7 +75,7 @@ def along(nodes: Tensor, operands: LeafOperands) -> PathResult:
     scores = functional.linear(x, w, b).gather(-1, nodes[:, :-1])
     chosen = torch.arange(2**depth, device=x.device) == nodes[:, -1:] - first_node(depth)
     y = _weighted(x, leaves, chosen.to(x.dtype), activation, operands.dropout)
-    return PathResult(_gated(y, nodes, scores, operands), nodes[:, None], scores[:, None])
+    return PathResult(gated(y, nodes, scores, operands), nodes[:, None], scores[:, None])
 
 
 @differentiable(all_leaves)
@@ -87,7 +87,7 @@ def own_leaf(operands: LeafOperands) -> PathResult:
         y = dense(x, Leaves(*(weight[0] for weight in leaves)), activation, operands.dropout)
     else:
         y = one_leaf_each(x, nodes[:, -1] - first_node(operands.depth), leaves, activation, operands.dropout)
-        y = _gated(y, nodes, scores, operands)
+        y = gated(y, nodes, scores, operands)
     return PathResult(y, nodes[:, None], scores[:, None])
 
 
@@ -104,7 +104,7 @@ def _walked(operands: LeafOperands) -> tuple[Tensor, Tensor]:
     return decide(x, w, b, flips)
 
 
-def _gated(y: Tensor, nodes: Tensor, scores: Tensor, operands: LeafOperands) -> Tensor:
+def gated(y: Tensor, nodes: Tensor, scores: Tensor, operands: LeafOperands) -> Tensor:
     """y times 1, whose gradient is the decisions' own, or zero."""
     lean = for_any_size() and not operands.straight_through
     if lean or not gradients_wanted((*operands, *operands.leaves)):

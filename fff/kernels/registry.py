@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fff.kernels import gather, leaves
+from fff.kernels import aten, gather, leaves
 from fff.kernels.cpu import operators as cpu
 from fff.kernels.int8 import int8_definition, int8_masked
 from fff.kernels.masked import masked
@@ -51,6 +51,7 @@ class Provider:
         deepest: depth of the deepest trees that it takes; None for any.
         pays_from: M / L from which it is faster than masked, by kind of device.
         pays_from_other: the same for other kinds of devices.
+        timed: whether its speed is of interest: not that of the definition, nor of what is there for exports.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Provider:
     deepest: int | None = None
     pays_from: Mapping[str, float] = field(default_factory=dict)
     pays_from_other: float = gather.PAYS_FROM_OTHER
+    timed: bool = True
 
     def paths(self, operands: Any) -> tuple[Tensor, Tensor]:
         """Nodes and scores, as this provider computes them."""
@@ -92,12 +94,13 @@ def _definition(operands: PathOperands) -> PathResult:
 PATH = Operation(
     "PathFFF",
     _by_name(
-        Provider("reference", "conditional", _definition),
+        Provider("reference", "conditional", _definition, timed=False),
         Provider("masked", "masked", masked),
         Provider(
             "gather", "conditional", gather.gather, walk=gather.visit, rank=3, dtypes=gather.DTYPES,
             pays_from=gather.PAYS_FROM,
         ),
+        Provider("aten", "conditional", aten.path, walk=aten.visit, timed=False),
         Provider(
             "cpu", "conditional", cpu.cpu, cpu.available, cpu.output, shortcut=cpu.shortcut, settle=cpu.settle,
             rank=1, devices=("cpu", "meta"), dtypes=cpu.DTYPES, pays_from={"cpu": 2.3},  # depth 2
@@ -115,6 +118,7 @@ LEAF = Operation(
     _by_name(
         Provider("masked", "masked", leaves.all_leaves),
         Provider("gather", "conditional", leaves.own_leaf, walk=leaves.own_walk, rank=2, pays_from_other=0.0),
+        Provider("aten", "conditional", aten.leaf, walk=aten.leaf_walk, timed=False),
         Provider(
             "cpu", "conditional", cpu.leaf, cpu.available, cpu.leaf_output, cpu.leaf_walk, rank=1,
             devices=("cpu",), dtypes=cpu.DTYPES, pays_from_other=0.0,
@@ -125,8 +129,9 @@ LEAF = Operation(
 INT8 = Operation(
     "QuantisedPath",
     _by_name(
-        Provider("reference", "conditional", int8_definition),
+        Provider("reference", "conditional", int8_definition, timed=False),
         Provider("masked", "masked", int8_masked),
+        Provider("aten", "conditional", aten.int8, timed=False),
         Provider(
             "cpu", "conditional", cpu.int8, cpu.available, cpu.int8_output, shortcut=cpu.int8_shortcut,
             settle=cpu.settle, rank=1, devices=("cpu", "meta"), dtypes=cpu.DTYPES, pays_from_other=0.0,

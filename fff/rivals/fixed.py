@@ -148,7 +148,7 @@ class FixedPath(Neurons, Trees):
             decided = decided.view(-1, self.trees, first_node(self.depth))
             nodes = walk(decided, path_length(self.depth))
             return nodes, decided.gather(-1, nodes[..., :-1])
-        if tokens is None or tokens.numel() != len(x):
+        if tokens is None or tokens.numel() != x.shape[0]:  # not len(x), which an export takes as it is
             found = "none" if tokens is None else f"{tokens.numel()}"
             raise ValueError(f"the path follows from the tokens' ids: {len(x)} are needed, and {found} were given")
         leaves = hashed(tokens.reshape(-1, 1), self.salt, self.depth)

@@ -326,7 +326,7 @@ def test_what_cannot_be_done_is_refused() -> None:
         layer(x[:, 1:])
     with pytest.raises(ValueError, match=r"takes float32 and bfloat16, and the input is torch\.float64"):
         layer(x.double())
-    with pytest.raises(ValueError, match="provider='gather' is unknown; allowed: auto, reference, masked, cpu"):
+    with pytest.raises(ValueError, match="provider='gather' is unknown; allowed: auto, reference, masked, aten, cpu"):
         QuantisedPath(4, 4, 1, provider="gather")
     with pytest.raises(ValueError, match="d_in=131073 is too large"):
         QuantisedPath(2**17 + 1, 4, 0)

@@ -78,7 +78,7 @@ def test_a_leaf_layer_takes_a_provider() -> None:
     layer.provider = "gather"
     with torch.no_grad():
         assert torch.equal(layer(x), found["gather"])
-    with pytest.raises(ValueError, match="provider='triton' is unknown; allowed: auto, masked, gather, cpu"):
+    with pytest.raises(ValueError, match="provider='triton' is unknown; allowed: auto, masked, gather, aten, cpu"):
         LeafFFF(24, 16, 3, 4, provider="triton")
     wide = LeafFFF(24, 16, 3, 4, provider="cpu", dtype=torch.float64).eval()
     with pytest.raises(RuntimeError, match="provider='cpu' is not available: it takes float32 and"):
