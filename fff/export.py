@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from fff.kernels import Chooser
+from fff.layers.int8_linear import Int8Linear
 
 PROVIDER = "aten"
 ONE_FILE = 1_800_000_000  # bytes of weights that protobuf surely takes within one file; larger ones lie beside
@@ -41,6 +42,12 @@ def program(model: nn.Module, example: Any, *, dynamic: Any = None) -> ExportedP
     training = next((name or type(model).__name__ for name, part in model.named_modules() if part.training), None)
     if training is not None:
         raise ValueError(f"{training} is in training mode, whose draws cannot be exported; call eval() on the model")
+    packed = next((name or "it" for name, part in model.named_modules() if isinstance(part, Int8Linear)), None)
+    if packed is not None:
+        raise RuntimeError(
+            f"{type(model).__name__} cannot be exported: {packed} is an Int8Linear, whose weights are packed for this "
+            "processor; export the float model, or one optimised with linears='keep'"
+        )
     arguments, keywords = _call(example)
     if dynamic is None:
         dynamic = (*map(_open_sizes, arguments), *map(_open_sizes, keywords.values()))

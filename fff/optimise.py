@@ -19,6 +19,7 @@ from fff.layers.base import Hardenable
 from fff.layers.int8_linear import Int8Linear, unusable
 from fff.layers.path import PathFFF
 from fff.layers.quantised import QuantisedPath
+from fff.store import StoredPath
 from fff.surgery.replace import leave_fused_path
 
 LINEARS = ("int8", "keep")
@@ -173,6 +174,8 @@ def tree_maker(layer: Hardenable, trees: str) -> Make | str:
     """What makes a tree's successor, or why there is none."""
     if layer.evaluation_form != "hard":
         return "it is in its soft form, which computes all nodes"
+    if isinstance(layer, StoredPath):
+        return "its rows stay on the disk"
     if trees == "bfloat16":
         return InBfloat16 if layer.w_in.dtype != torch.bfloat16 else "it is bfloat16 already"
     if isinstance(layer, PathFFF):

@@ -25,7 +25,7 @@ class StoredPath(PathFFF):
     place (`layer.w_in.zero_()`) ends the process.
 
     Attributes:
-        folder: where the files are; they must stay as they are while the layer is in use.
+        folder: where the files are, absolute; they must stay as they are while the layer is in use.
     """
 
     def __init__(self, folder: Path, maps: tuple[Map, ...], provider: str) -> None:
@@ -42,7 +42,7 @@ class StoredPath(PathFFF):
             provider=provider,
             device="meta",
         )
-        self.folder, self._maps = folder, maps
+        self.folder, self._maps = folder.absolute(), maps
         for name, tensor in rows.items():
             setattr(self, name, nn.Parameter(tensor, requires_grad=False))
         super().train(False)

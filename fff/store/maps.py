@@ -1,5 +1,6 @@
 """The files of a store as maps of memory that can only be read, checked when opened. Not how they are written."""
 
+import contextlib
 import json
 import mmap
 import os
@@ -36,6 +37,8 @@ class Map:
             raise ValueError(f"{path} is {what}: it has {size} bytes and should have {start + end}; write it again")
         self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
         self._map.madvise(mmap.MADV_RANDOM)  # what lies behind a row belongs to other paths
+        with contextlib.suppress(OSError):  # a system that has no huge pages
+            self._map.madvise(mmap.MADV_NOHUGEPAGE)  # providers ask for them, and one is read as a whole for a row
         self.tensors = {name: self._tensor(entry, start) for name, entry in header.items()}
 
     def _tensor(self, entry: dict[str, Any], start: int) -> Tensor:

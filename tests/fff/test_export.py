@@ -1,5 +1,6 @@
 """Exports: layers of every kind, and models with them, compute as before for any batch and length; refusals."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from torch.export import ExportedProgram
 from fff import LeafFFF, PathFFF, export
 from fff.feedforward import KINDS
 from fff.kernels import INT8, LEAF, PATH
+from fff.layers.int8_linear import unusable
 from fff.layers.quantised import QuantisedPath, quantise_trees
+from fff.optimise import optimise_for_cpu
 from tests.helpers.exported import (
     D_IN,
     SPECIFICATIONS,
@@ -259,6 +262,28 @@ def test_what_cannot_be_exported_is_told_in_one_line(tmp_path: Path) -> None:
         assert "\n" not in str(raised.value)
         layer.eval()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_packed_weights_are_named_and_int8_trees_beside_float_linears_written() -> None:
+    if reason := unusable():
+        pytest.skip(reason)
+    model, x = nn.Sequential(nn.Linear(128, 128), PathFFF(128, 128, 3)).eval(), torch.randn(4, 128)
+    optimised = copy.deepcopy(model)
+    optimise_for_cpu(optimised)
+    with pytest.raises(RuntimeError, match=r"Sequential cannot be exported: 0 is an Int8Linear, .*linears='keep'"):
+        export.program(optimised, x)
+    optimise_for_cpu(model, linears="keep")
+    torch.testing.assert_close(export.program(model, x).module()(x[:3]), model(x[:3]))
+
+
+@pytest.mark.usefixtures("onnx_there")
+def test_large_weights_lie_beside_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export, "ONE_FILE", 0)
+    layer, x = PathFFF(64, 64, 6).eval(), torch.randn(5, 64)
+    export.onnx(layer, x[:2], tmp_path / "layer.onnx")
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["layer.onnx", "layer.onnx.data"]
+    (found,) = run_onnx(tmp_path / "layer.onnx")(x)
+    torch.testing.assert_close(found, layer(x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.usefixtures("onnx_there")

@@ -1,6 +1,7 @@
 """Rows on a disk: what is written is read, by the rows that a token passes, in bounded memory; what is refused."""
 
 import copy
+import itertools
 import os
 import pickle
 import re
@@ -17,6 +18,7 @@ from torch.nn.functional import gelu
 
 from fff import PathFFF, store
 from fff.kernels import PROVIDERS
+from fff.optimise import optimise_for_cpu
 from fff.reference import path_fff
 from fff.topology import child
 from fff.usage import measure
@@ -175,6 +177,29 @@ def test_nothing_changes_converts_or_copies_the_rows(folder: Path) -> None:
         assert twin._maps is not stored._maps
     assert len(pickle.dumps(stored)) < 1000
     assert stored.w_in.data_ptr() == place
+
+
+def test_a_model_made_fast_keeps_its_stored_rows(folder: Path) -> None:
+    model = nn.Sequential(nn.Linear(24, 24), store.open(folder), PathFFF(16, 16, 2)).eval()
+    told = optimise_for_cpu(model, linears="keep")
+    assert told.left == (("1", "its rows stay on the disk"),)
+    assert isinstance(model[1], store.StoredPath)
+
+
+def test_a_folder_is_found_again_from_elsewhere(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder.parent)
+    stored, x = store.open(folder.name), torch.randn(3, 24)
+    monkeypatch.chdir(tmp_path.parent)
+    assert torch.equal(copy.deepcopy(stored)(x), stored(x))
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="Linux tells of a map's pages")
+def test_a_map_has_no_huge_pages(folder: Path) -> None:
+    # Provider cpu asks for them, which on some systems reads the whole file.
+    stored, areas = store.open(folder), Path("/proc/self/smaps").read_text().split("VmFlags:")
+    for file in ("w_in", "w_out"):
+        flags = next(after for area, after in itertools.pairwise(areas) if f"{stored.folder}/{file}.saf" in area)
+        assert {"nh", "rr"} <= set(flags.splitlines()[0].split())
 
 
 def test_autocast_narrows_the_output_alone(folder: Path) -> None:
