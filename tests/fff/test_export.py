@@ -25,6 +25,7 @@ from tests.helpers.exported import (
     layer_of,
 )
 from tests.helpers.model import config
+from tests.helpers.process import in_a_new_process
 
 SIZES = ((2, 3), (1, 1), (5, 11))
 Run = Callable[..., list[Tensor]]
@@ -82,6 +83,23 @@ def test_a_program_has_operators_of_torchs_own_alone(every_kind: tuple[Together,
     called = [str(node.target) for node in every_kind[1].graph.nodes if node.op == "call_function"]
     assert called
     assert not [name for name in called if "fff" in name]
+
+
+def test_a_program_is_loaded_where_there_is_no_fff(tmp_path: Path) -> None:
+    model, x = MODELS["path"](), ids(3, 6)
+    torch.export.save(export.program(model, ids(2, 5)), tmp_path / "model.pt2")
+    torch.save(x, tmp_path / "given.pt")
+    code = f"""
+import sys
+sys.modules.update(fff=None, cramming=None, transformers=None)
+import torch
+given = torch.load({str(tmp_path / "given.pt")!r})
+torch.save(torch.export.load({str(tmp_path / "model.pt2")!r}).module()(*given), {str(tmp_path / "found.pt")!r})
+"""
+    in_a_new_process(code)
+    found, (expected, clear) = torch.load(tmp_path / "found.pt"), clear_of_decisions(model, *x)
+    assert clear.any()
+    torch.testing.assert_close(found[clear], expected[clear], rtol=1e-3, atol=1e-4)
 
 
 def test_a_program_visits_the_path_alone() -> None:
