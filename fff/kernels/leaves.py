@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.compiler import is_exporting
 from torch.nn import functional
 
 from fff.activations import activation_named
@@ -174,7 +175,9 @@ def _blocks(leaf: Tensor, count: int, size: int) -> tuple[Tensor, Tensor]:
     rank = torch.arange(tokens, device=leaf.device) - borders[ordered]
     slot = torch.empty_like(order).scatter(0, order, first_block[ordered] * size + rank)
     # Sum of ceil(tokens of a leaf / size), at most; blocks left over are padding throughout.
-    blocks = tokens if size == 1 else tokens // size + (count if for_any_size() else min(count, tokens))
+    least = torch.sym_min if is_exporting() else min
+    leaves = count if torch.jit.is_tracing() else least(count, tokens)
+    blocks = tokens if size == 1 else tokens // size + leaves
     block_leaf = torch.searchsorted(last_block, torch.arange(blocks, device=leaf.device), right=True)
     return slot, block_leaf.clamp(max=count - 1)
 

@@ -9,7 +9,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,6 +21,7 @@ from fff.activations import activation_named
 from fff.layers.path import PathFFF
 from fff.topology import nodes_in_tree
 
+Shapes = dict[str, tuple[int, ...]]  # of each tensor, by name
 Block = tuple[Tensor | None, ...]  # w_in (n, H), b_in (n,) or None, w_out (n, K)
 
 FORMAT = "fff.store 1"
@@ -81,26 +82,15 @@ def write_blocks(
             not the rows announced.
     """
     folder = Path(folder)
-    bounds = {
-        "d_in": (d_in, 1, None),
-        "d_out": (d_out, 1, None),
-        "trees": (trees, 1, None),
-        "depth": (depth, 0, DEEPEST),
-    }
-    for name, (value, least, most) in bounds.items():
-        if value < least or (most is not None and value > most):
-            allowed = f"{least} or more" if most is None else f"from {least} to {most}"
-            raise ValueError(f"{name}={value}; it must be {allowed}")
-    nodes = nodes_in_tree(depth)
-    if trees * nodes >= 2**31:
-        raise ValueError(f"trees={trees} of depth={depth} have {trees * nodes} nodes; at most 2^31 - 1 can be numbered")
+    _check_sizes(d_in, d_out, depth, trees)
     if dtype not in DTYPES.values():
         raise ValueError(f"dtype={dtype}; a store has float64, float32, bfloat16 or float16")
     activation_named(activation)
     if os.path.lexists(folder):
         raise ValueError(f"{folder} exists, and nothing is written over it; name another folder, or remove it")
     note = {"format": FORMAT, "activation": activation, "pair": secrets.token_hex(8)}
-    shapes = {"w_in": (trees, nodes, d_in), "b_in": (trees, nodes), "w_out": (trees, nodes, d_out)}
+    nodes = nodes_in_tree(depth)
+    shapes: Shapes = {"w_in": (trees, nodes, d_in), "b_in": (trees, nodes), "w_out": (trees, nodes, d_out)}
     if not bias:
         del shapes["b_in"]
     beside = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
@@ -119,9 +109,17 @@ def write_blocks(
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def _begin(
-    file: BinaryIO, shapes: dict[str, tuple[int, ...]], dtype: torch.dtype, note: dict[str, str]
-) -> dict[str, int]:
+def _check_sizes(d_in: int, d_out: int, depth: int, trees: int) -> None:
+    for name, value in (("d_in", d_in), ("d_out", d_out), ("trees", trees)):
+        if value < 1:
+            raise ValueError(f"{name}={value}; it must be 1 or more")
+    if not 0 <= depth <= DEEPEST:
+        raise ValueError(f"depth={depth}; it must be from 0 to {DEEPEST}")
+    if (total := trees * nodes_in_tree(depth)) >= 2**31:
+        raise ValueError(f"trees={trees} of depth={depth} have {total} nodes; at most 2^31 - 1 can be numbered")
+
+
+def _begin(file: BinaryIO, shapes: Shapes, dtype: torch.dtype, note: dict[str, str]) -> dict[str, int]:
     """Write a file's header; returns where in it each tensor begins."""
     header: dict[str, Any] = {"__metadata__": note}
     end = 0
@@ -137,9 +135,9 @@ def _begin(
 
 def _fill(
     blocks: Iterable[Block],
-    files: dict[str, BinaryIO],
+    files: Mapping[str, BinaryIO],
     places: dict[str, int],
-    shapes: dict[str, tuple[int, ...]],
+    shapes: Shapes,
     dtype: torch.dtype,
 ) -> None:
     total, done = shapes["w_in"][0] * shapes["w_in"][1], 0

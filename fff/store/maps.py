@@ -99,10 +99,10 @@ def _header(path: Path, file: BinaryIO) -> tuple[dict[str, Any], int]:
     """A file's header, checked, and where its numbers begin."""
     length = int.from_bytes(file.read(8), "little")
     text = file.read(length) if length <= MOST_HEADER else b""
+    header: Any = None
     try:
-        header = json.loads(text) if len(text) == length else None
-        written = isinstance(header, dict) and header["__metadata__"]["format"] == FORMAT
-        offset = 0
+        header = json.loads(text) if len(text) == length else {}
+        written, offset = header["__metadata__"]["format"] == FORMAT, 0
         for name, entry in header.items() if written else ():
             if name != "__metadata__":
                 low, high = entry["data_offsets"]

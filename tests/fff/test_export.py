@@ -110,6 +110,14 @@ def test_a_program_visits_the_path_alone() -> None:
     assert 0 < counter.get_total_flops() <= 2 * 8 * 15 * (64 + 64)
 
 
+def test_a_program_takes_the_weights_of_no_more_leaves_than_tokens() -> None:
+    written = export.program(LeafFFF(64, 64, 6, 4).eval(), torch.randn(8, 64)).module()
+    with torch.utils.flop_counter.FlopCounterMode(display=False) as counter, torch.no_grad():
+        written(torch.randn(1, 64))
+    # One block of 16 rows by one of 64 leaves, and four dense levels of decisions.
+    assert 0 < counter.get_total_flops() <= 2 * 16 * 4 * (64 + 64) + 2 * 15 * 64
+
+
 @pytest.mark.parametrize("name", SPECIFICATIONS)
 @pytest.mark.usefixtures("onnx_there")
 def test_every_kind_in_onnxruntime_for_any_batch_and_length(name: str, tmp_path: Path) -> None:
