@@ -99,15 +99,21 @@ def load_local(task: Task, folder: Path) -> TaskData:
     `train.partial.tsv` stands in for a missing `train.tsv` and marks the result as partial. UserError names the missing
     file, folder or column, or the file, line and content of a row that cannot be right.
     """
-    home = folder / task.folder
-    if not home.is_dir():
-        raise UserError(f"{home} is missing; glue.dir must hold one folder per task, such as {task.folder}/.")
+    home = home_of(task, folder)
     path, partial = home / "train.tsv", ""
     if not path.exists() and (home / "train.partial.tsv").exists():
         path, partial = home / "train.partial.tsv", "train.partial.tsv"
     train, skipped = read_tsv(task, path, task.broken_rows)
     dev = {name: read_tsv(task, home / file, 0)[0] for name, _, file in task.dev}
     return TaskData(task, train, dev, partial, skipped)
+
+
+def home_of(task: Task, folder: Path) -> Path:
+    """The folder of a task's files in the official layout; UserError where it is missing."""
+    home = folder / task.folder
+    if not home.is_dir():
+        raise UserError(f"{home} is missing; the folder of GLUE must hold one per task, such as {task.folder}/.")
+    return home
 
 
 def read_tsv(task: Task, path: Path, tolerated: int) -> tuple[Split, int]:

@@ -32,9 +32,15 @@ class SentenceEncoder:
     max_length: int
     identity: dict[str, Any]
 
-    @torch.inference_mode()
     def encode(self, texts: Sequence[str], batch: int = 32, progress: str = "") -> np.ndarray:
-        """Vectors (N, H) float32 of length 1, in the order of the texts.
+        """Vectors (N, H) float32 of length 1, in the order of the texts; see `encode_ids`."""
+        return self.encode_ids(self._tokens(texts), batch, progress)
+
+    @torch.inference_mode()
+    def encode_ids(
+        self, tokens: Sequence[Sequence[int] | np.ndarray], batch: int = 32, progress: str = ""
+    ) -> np.ndarray:
+        """The same of texts that are ids already.
 
         Texts of one length are computed together, so that nothing is padded; the longest first, so that a lack of
         memory shows at once.
@@ -46,19 +52,18 @@ class SentenceEncoder:
         Raises:
             UserError: there is no text, or one without a single token.
         """
-        if not texts:
+        if not tokens:
             raise UserError("there is no text to embed; give one at least.")
-        tokens = self._tokens(texts)
         lengths = np.array([len(row) for row in tokens])
         if not lengths.all():
-            raise UserError(f"text {int(lengths.argmin()) + 1} of {len(texts)} has no token; leave it out.")
+            raise UserError(f"text {int(lengths.argmin()) + 1} of {len(tokens)} has no token; leave it out.")
         batches = list(equal_lengths(lengths, batch))[::-1]
         found = []
-        with tqdm(total=len(texts), desc=progress, unit=" texts", leave=False, disable=not progress) as bar:
+        with tqdm(total=len(tokens), desc=progress, unit=" texts", leave=False, disable=not progress) as bar:
             for rows in batches:
                 found.append(self._pooled(np.stack([tokens[row] for row in rows])))
                 bar.update(len(rows))
-        vectors = np.empty((len(texts), found[0].shape[1]), np.float32)
+        vectors = np.empty((len(tokens), found[0].shape[1]), np.float32)
         vectors[np.concatenate(batches)] = np.concatenate(found)
         return vectors
 

@@ -5,18 +5,23 @@ from pathlib import Path
 import numpy as np
 
 from cramming.glue.metrics import compute_metrics
-from cramming.glue.sources import Split, load_local
+from cramming.glue.sources import Split, home_of, read_tsv
 from cramming.glue.tasks import suite_tasks
 from cramming.sentences.encoder import SentenceEncoder
 
 
 def read_pairs(glue: Path) -> Split:
-    """STS-B's dev set, of GLUE's official files in `glue`/STS-B. UserError where they are missing or damaged."""
-    return load_local(suite_tasks("glue")["stsb"], glue).dev["dev"]
+    """STS-B's dev set, `glue`/STS-B/dev.tsv of GLUE's official files. UserError where they are missing or damaged."""
+    task = suite_tasks("glue")["stsb"]
+    return read_tsv(task, home_of(task, glue) / "dev.tsv", 0)[0]
 
 
 def stsb(encoder: SentenceEncoder, pairs: Split, batch: int = 32) -> dict[str, float]:
-    """Pearson's and Spearman's correlation of cosine and score."""
+    """Pearson's and Spearman's correlation of cosine and score.
+
+    Raises:
+        UndefinedMetricError: all cosines are equal.
+    """
     assert pairs.second is not None
     vectors = encoder.encode([*pairs.first, *pairs.second], batch, progress="STS-B dev")
     first, second = np.split(vectors, 2)

@@ -165,7 +165,7 @@ def is_whole(record: Record, config: DistillConfig) -> bool:
 
 def samples(job: Job) -> dict[str, int]:
     """Counts of a record."""
-    pairs = 0 if job.exam.pairs is None else len(job.exam.pairs[2])
+    pairs = 0 if job.exam.pairs is None else len(job.exam.pairs)
     return {"train_tokens": job.recording.tokens, "held_out": len(job.exam.held_out), "pairs": pairs}
 
 

@@ -1,5 +1,6 @@
 """What a converted model is worth beside the dense one: held-out text, STS-B, the clock. Not how it was made."""
 
+import contextlib
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -8,18 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from scipy import stats
 from torch import Tensor
 from torch.nn import functional
 
-from cramming.convert.pretrained.recording import pooled
-from cramming.convert.pretrained.teacher import Teacher, last_hidden
+from cramming.convert.pretrained.teacher import Teacher
 from cramming.convert.pretrained.text import padded
-from cramming.glue.sources import read_tsv
-from cramming.glue.tasks import GLUE_TASKS
+from cramming.glue.metrics import UndefinedMetricError
+from cramming.glue.sources import Split
+from cramming.sentences.encoder import SentenceEncoder
+from cramming.sentences.stsb import read_pairs, stsb
 
 NEAREST = 10
 BATCH = 64
+LONGEST = 128  # tokens of a sentence of STS-B
 TURNS = 15
 SHAPES = {"batch": (32, 64), "single": (1, 16)}  # of what is timed: texts, tokens of each
 Judged = dict[str, float]
@@ -31,36 +33,16 @@ class Exam:
 
     Attributes:
         held_out: ids of held-out pieces of text.
-        pairs: ids of STS-B's first and second sentences, and the scores; None without STS-B.
+        pairs: STS-B's sentences and scores; None without STS-B.
     """
 
     held_out: list[list[int]]
-    pairs: tuple[list[list[int]], list[list[int]], list[float]] | None
+    pairs: Split | None
 
 
-def sts_pairs(teacher: Teacher, glue_dir: str | None) -> Any:
-    """STS-B's dev set as ids, or None; UserError where the folder has none that can be read."""
-    if glue_dir is None or teacher.causal:
-        return None
-    task = next(task for task in GLUE_TASKS if task.name == "stsb")
-    split, _ = read_tsv(task, Path(glue_dir) / task.folder / "dev.tsv", 0)
-    ids = [
-        teacher.tokenizer(texts, truncation=True, max_length=128)["input_ids"]
-        for texts in (split.first, split.second or [])
-    ]
-    return ids[0], ids[1], split.labels.tolist()
-
-
-@torch.no_grad()
-def embeddings(model: Any, sequences: Sequence[Sequence[int]], pad: int) -> Tensor:
-    """Unit vectors (B, H) float32: means of the last hidden states, in batches of equal lengths."""
-    order = sorted(range(len(sequences)), key=lambda n: len(sequences[n]))
-    found: list[Tensor] = []
-    for first in range(0, len(order), BATCH):
-        batch = padded([sequences[n] for n in order[first : first + BATCH]], pad)
-        found.append(functional.normalize(pooled(last_hidden(model, batch).float(), batch.mask), dim=1))
-    rows = torch.cat(found)
-    return torch.empty_like(rows).index_copy_(0, torch.tensor(order), rows)
+def sts_pairs(teacher: Teacher, glue_dir: str | None) -> Split | None:
+    """STS-B's dev set, or None; UserError where the folder has none that can be read."""
+    return None if glue_dir is None or teacher.causal else read_pairs(Path(glue_dir))
 
 
 def neighbours(rows: Tensor) -> Tensor:
@@ -82,19 +64,19 @@ def judge(model: Any, teacher: Teacher, exam: Exam, dense: Tensor | None) -> tup
         dense: the dense model's embeddings of it; None for the dense model itself.
 
     Returns:
-        encoders: spearman (STS-B), neighbours, cosine; decoders: perplexity.
+        encoders: spearman (STS-B; missing where all cosines are equal), neighbours, cosine; decoders: perplexity.
     """
     if teacher.causal:
         return {"perplexity": perplexity(model, exam.held_out, teacher.pad)}, None
-    rows = embeddings(model, exam.held_out, teacher.pad)
+    encoder = SentenceEncoder(getattr(model, "base_model", model), teacher.tokenizer, LONGEST, {})
+    rows = torch.from_numpy(encoder.encode_ids(exam.held_out, BATCH))
     metrics: Judged = {}
     if dense is not None:
         metrics["neighbours"] = kept(neighbours(rows), neighbours(dense))
         metrics["cosine"] = float((rows * dense).sum(1).mean())
     if exam.pairs is not None:
-        first, second, scores = exam.pairs
-        near = (embeddings(model, first, teacher.pad) * embeddings(model, second, teacher.pad)).sum(1)
-        metrics["spearman"] = float(stats.spearmanr(near.numpy(), scores)[0])
+        with contextlib.suppress(UndefinedMetricError):
+            metrics["spearman"] = stsb(encoder, exam.pairs, BATCH)["spearman"]
     return metrics, rows
 
 

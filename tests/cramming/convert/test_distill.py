@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from scipy.stats import spearmanr
 from torch import nn
 
 from cramming.convert.pretrained.config import DistillConfig
@@ -134,6 +135,28 @@ def test_a_leafs_neurons_and_trunk_solve_their_least_squares_together(tmp_path: 
     # With every neuron in the trunk, and none of them in a leaf that could add, all of the block is there again.
     _, found = made(tmp_path, "leaf:1x1+48", ridge=1e-9, **STILL)
     assert found.errors["begun"] < 1e-4
+
+
+def test_sts_b_is_judged_by_the_cosines_of_unpadded_means(tmp_path: Path) -> None:
+    texts = documents(40)
+    first, second, scores = texts[:20], texts[20:], [round(0.25 * number, 2) for number in range(20)]
+    (tmp_path / "glue" / "STS-B").mkdir(parents=True)
+    rows = zip(first, second, map(str, scores), strict=True)
+    lines = ["sentence1\tsentence2\tscore", *("\t".join(row) for row in rows)]
+    (tmp_path / "glue" / "STS-B" / "dev.tsv").write_text("\n".join(lines) + "\n")
+    dense, read = bert(), tokenizer()
+
+    def vector(text: str) -> torch.Tensor:
+        with torch.no_grad():
+            return dense(**read(text, return_tensors="pt")).last_hidden_state[0].mean(0)
+
+    cosines = [float(torch.cosine_similarity(vector(a), vector(b), dim=0)) for a, b in zip(first, second, strict=True)]
+    found, model = made(tmp_path / "job", "none", dense, glue_dir=str(tmp_path / "glue"), **STILL)
+    judged = found.judge([model])
+    assert judged["dense"]["spearman"] == pytest.approx(spearmanr(cosines, scores)[0], abs=1e-6)
+    assert set(judged["none"]) > {"spearman", "spearman_in_use", "neighbours", "cosine"}
+    with pytest.raises(UserError, match="STS-B is missing"):
+        job(tmp_path / "other", glue_dir=str(tmp_path))
 
 
 def test_resumed_equals_uninterrupted(tmp_path: Path) -> None:
