@@ -117,14 +117,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--tokens", default="1,128,4096", help="of a call (default 1,128,4096)")
     parser.add_argument("--threads", default="1", help="of the host (default 1)")
     parser.add_argument("--seconds", type=float, default=1.0, help="for each layer at each number of tokens")
-    parser.add_argument("--out", type=path_argument, help="default results/bench/<experiment>-layers.json")
+    parser.add_argument(
+        "--out", type=path_argument, help="default results/bench/<experiment>-<hidden size>-layers.json"
+    )
     options = parser.parse_intermixed_args(arguments)
     with door():
         counts, threads = whole_numbers("tokens", options.tokens), thread_counts(options.threads)
         check_seconds(options.seconds)
         wanted = [row for row in options.rows.split(",") if row]
         size, found = settings_of(options.experiment, wanted, options.overrides)
-        out = options.out or Path(f"results/bench/{options.experiment}-layers.json")
+        out = options.out or Path(f"results/bench/{options.experiment}-{size}-layers.json")
         check_out(out)
         rows: list[SpeedRow] = []
         for number in threads:

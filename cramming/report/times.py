@@ -1,6 +1,7 @@
 """What layers take beside the dense layer of their effective width, by rows of speed. Not how they were timed (bench).
 
-A file `<experiment>-layers.json` of results/bench has layers by tag that were timed in turn (`python -m bench.worth`).
+A file `<experiment>-<hidden size>-layers.json` of results/bench has layers by tag that were timed in turn (`python -m
+bench.worth`).
 """
 
 import math

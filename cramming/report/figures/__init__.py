@@ -11,6 +11,7 @@ from cramming.report.figures.pareto import draw_pareto
 from cramming.report.figures.speed import draw_speed
 from cramming.report.figures.usage import draw_usage
 from cramming.report.figures.width import draw_widths
+from cramming.report.figures.worth import draw_worth
 from cramming.report.groups import pretrain_groups, suite_groups
 from cramming.report.speed import Row
 from cramming.report.times import layer_times
@@ -24,6 +25,7 @@ def build_figures(records: Sequence[Record], paper: dict[str, Any], rows: Sequen
     """
     sets = comparisons(pretrain_groups(records))
     return {
+        **draw_worth(sets),
         **draw_widths(sets),
         **draw_pareto(sets, layer_times(rows)),
         **draw_glue(suite_groups(records, "glue"), paper["glue"]),

@@ -1,6 +1,6 @@
 """Provider `triton`: path nodes only, on an NVIDIA GPU, forward and backward, float32 and half types. The operators.
 
-Triton is imported when an operator first runs, never with fff. Nothing here has run on a GPU: see docs/kernels.md.
+Triton is imported when an operator first runs, never with fff. What an H100 said of them: docs/kernels.md.
 
 Floor, for one token of 1x11 at width 768 in bfloat16 on an H100 (nominal: 3.35 TB/s of memory, about 5.5 TB/s of L2
 cache, 990 TFLOP/s of dense bfloat16). It needs 12 rows in and 12 rows out, 37 kFLOP and 36.9 KB of weights, which at

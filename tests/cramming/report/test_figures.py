@@ -44,7 +44,15 @@ def results():
 def test_all_figures_are_png_and_svg_of_equal_bytes(paper):
     records, rows = results()
     found = build_figures(records, paper, rows)
-    names = ("effective_width", "loss_against_time", "glue", "speed", "usage", "curves-micro-12000000-tokens-abcdef")
+    names = (
+        "worth",
+        "effective_width",
+        "loss_against_time",
+        "glue",
+        "speed",
+        "usage",
+        "curves-micro-12000000-tokens-abcdef",
+    )
     assert set(found) == {f"{name}.{form}" for name in names for form in ("png", "svg")}
     assert all(content.startswith(PNG) for name, content in found.items() if name.endswith("png"))
     sets = compared(list(reversed(records)))

@@ -12,6 +12,7 @@ from cramming.report.figures.pareto import draw_pareto
 from cramming.report.figures.style import marks
 from cramming.report.figures.usage import history
 from cramming.report.figures.width import draw_widths
+from cramming.report.figures.worth import draw_worth
 from cramming.report.groups import pretrain_groups
 from cramming.report.tables import write_tables
 from cramming.report.times import layer_times
@@ -114,6 +115,16 @@ def test_a_row_looks_the_same_in_the_panels_of_all_sizes() -> None:
     for svg in drawn:
         assert svg.count(b"4 layers x 128") == svg.count(b"4 layers x 256") == 1
     assert drawn[1].count(b">1x8<") == 1  # one legend for both
+
+
+def test_worth_shows_the_layers_that_several_sizes_have_and_all_of_a_lone_size() -> None:
+    small = [*dense(), *runs("1x2", 20), *runs("1x8", 90)]
+    large = of_size([*dense(), *runs("1x8", 90)], 256)
+    both, alone = (draw_worth(compared(records))["worth.svg"] for records in ([*small, *large], small))
+    assert (both.count(b">1x8<"), both.count(b">1x2<")) == (1, 0)
+    assert both.count(b"4 layers x 128") == both.count(b"4 layers x 256") == 1
+    assert (alone.count(b">1x8<"), alone.count(b">1x2<")) == (1, 1)
+    assert draw_worth(compared(runs("1x8", 90))) == {}  # no curve, no worth
 
 
 def test_sets_stand_by_size_and_not_by_the_letters_of_their_numbers() -> None:

@@ -1,0 +1,80 @@
+"""The figure of what visited neurons are worth, all sizes in one panel. Not the curves behind it (width.py)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from cramming.report.comparisons import Comparison, Row
+from cramming.report.figures.style import DENSE, LINES, errors, mark, panels, saved
+from cramming.report.trend import followed, priced
+
+TICKS = (0, 1, 4, 16, 64, 256, 1024, 4096, 16384)
+APART = 0.08  # between two sets at one place, of the axis' own unit
+
+
+def draw_worth(sets: Sequence[Comparison]) -> dict[str, bytes]:
+    """Effective width against neurons used, of layers that stand in several sets, or of all where none does."""
+    several = [(found, row) for _, found, row in followed(sets)]
+    shown = several or [(found, row) for found, _ in priced(sets) for row in found.rows]
+    shown = [(found, row) for found, row in shown if row.worth]
+    if not shown:
+        return {}
+    with panels(1, 1, width=6.5, height=3.6) as (figure, axes):
+        panel(axes[0, 0], shown)
+        return saved(figure, "worth")
+
+
+def panel(axis: Any, shown: Sequence[tuple[Comparison, Row]]) -> None:
+    """The points, the line of one dense neuron for each visited, and what was trained above them."""
+    titles = list(dict.fromkeys(found.title for found, _ in shown))
+    for found, row in shown:
+        place = titles.index(found.title)
+        point(axis, found, row, np.expm1(np.log1p(row.neurons_used) + APART * (place - (len(titles) - 1) / 2)), place)
+    most = max(max(row.neurons_used, row.neurons_trained) for _, row in shown)
+    reach = max(row.neurons_used for _, row in shown)
+    axis.plot([0, most], [0, most], color=DENSE, linewidth=1.0, label="one dense neuron for each visited")
+    trained = {(row.neurons_used, row.neurons_trained): row.brief for _, row in shown}
+    axis.plot(
+        *zip(*trained, strict=True), linestyle="", marker="_", color="grey", markersize=14, label="neurons trained"
+    )
+    for (used, all_of_them), name in trained.items():
+        axis.annotate(name, (used, all_of_them), (0, 5), textcoords="offset points", ha="center", fontsize=8)
+    for place, title in enumerate(titles):
+        axis.plot([], [], label=title.rpartition(", data")[0], **mark(place), linestyle=LINES[0])
+    for scale in (axis.set_xscale, axis.set_yscale):
+        scale("function", functions=(np.log1p, np.expm1))
+    axis.set(xlabel="neurons that a token uses", ylabel="width of the dense layer\nwith the same loss [neurons]")
+    for limits, ticks, least, last in (
+        (axis.set_xlim, axis.set_xticks, 1, reach * 2.2),
+        (axis.set_ylim, axis.set_yticks, 0, most * 2.2),
+    ):
+        limits(least, last)
+        places = [tick for tick in TICKS if least <= tick <= last]
+        ticks(places, [f"{tick:,}" for tick in places])
+    axis.minorticks_off()
+    axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def point(axis: Any, found: Comparison, row: Row, at: float, place: int) -> None:
+    """A layer with its interval; hollow at the curve's end where the curve does not reach its loss."""
+    assert row.worth is not None
+    assert found.curve is not None
+    ends = found.curve.widths[0], found.curve.widths[-1]
+    value, low, high = (
+        float(np.clip(row.worth.value if each is None else each, *ends))
+        for each in (row.worth.value, row.worth.low, row.worth.high)
+    )
+    look = mark(place)
+    inside = np.isfinite(row.worth.value)
+    axis.errorbar(
+        [at],
+        [value],
+        yerr=errors(value, low, high),
+        **look,
+        markersize=6,
+        markerfacecolor=look["color"] if inside else "white",
+        capsize=3,
+        linestyle="",
+        zorder=3,
+    )
