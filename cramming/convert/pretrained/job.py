@@ -23,7 +23,7 @@ from cramming.convert.pretrained.starts import Sample, begin, sample_of
 from cramming.convert.pretrained.student import Piece, refuse, student_of
 from cramming.convert.pretrained.target import Target
 from cramming.convert.pretrained.teacher import Teacher, check_length
-from cramming.convert.pretrained.text import padded, pieces, refuse_short, tokenised
+from cramming.convert.pretrained.text import padded, pieces, refuse_short, refuse_unread, tokenised
 from cramming.convert.pretrained.training import Behind, Whole, block_error, runs, train_block
 from cramming.errors import UserError
 from cramming.files import short_hash
@@ -60,6 +60,7 @@ class Job:
     def __init__(self, teacher: Teacher, texts: Texts, config: DistillConfig, folder: Path) -> None:
         self.teacher, self.config = teacher, config
         check_length(teacher, config.seq_len)
+        refuse_unread(teacher.tokenizer, pieces(texts.train, config.seed, whole=teacher.causal))
         self.sequences = tokenised(
             teacher.tokenizer,
             pieces(texts.train, config.seed, whole=teacher.causal),

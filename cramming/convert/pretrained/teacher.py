@@ -14,6 +14,8 @@ from cramming.convert.pretrained.text import Batch
 from cramming.errors import UserError
 from cramming.model.saved import first_line, quiet
 
+NO_CODE = {"trust_remote_code": False}  # that a model brings: never run, and nobody is asked whether to
+
 
 @dataclass(frozen=True)
 class Teacher:
@@ -53,7 +55,7 @@ def load_teacher(given: str, tokenizer: str | None = None) -> Teacher:
         try:
             causal = _is_causal(source, options)
             auto = AutoModelForCausalLM if causal else AutoModel
-            model = auto.from_pretrained(source, dtype=torch.float32, **options)
+            model = auto.from_pretrained(source, dtype=torch.float32, **NO_CODE, **options)
         except UserError:
             raise
         except MemoryError:
@@ -65,7 +67,7 @@ def load_teacher(given: str, tokenizer: str | None = None) -> Teacher:
             ) from error
         try:
             own = tokenizer is None
-            read = AutoTokenizer.from_pretrained(source if own else tokenizer, **(options if own else {}))
+            read = AutoTokenizer.from_pretrained(source if own else tokenizer, **NO_CODE, **(options if own else {}))
         except Exception as error:
             raise UserError(
                 f"distill.tokenizer: {tokenizer or given} has none that can be read ({first_line(error)}); name one."
@@ -123,7 +125,7 @@ def _source(given: str) -> tuple[str, dict[str, Any]]:
 
 
 def _is_causal(source: str, options: dict[str, Any]) -> bool:
-    config = AutoConfig.from_pretrained(source, **options)
+    config = AutoConfig.from_pretrained(source, **NO_CODE, **options)
     if getattr(config, "is_encoder_decoder", False):
         raise UserError(f"distill.model: {source} is an encoder with a decoder; give an encoder or a decoder alone.")
     names = getattr(config, "architectures", None) or []

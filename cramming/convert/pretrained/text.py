@@ -21,6 +21,7 @@ HELD_OUT = 0.02  # share of the documents, by hash, where no files are held out
 SENTENCES = re.compile(r"(?<=[.!?])\s+(?=[\"'(]?[A-Z0-9])")
 LONGEST_RUN = 8
 LEAST_CHARACTERS = 24
+KNOWN = 0.5  # share of tokens
 
 
 def documents(files: Sequence[str], held_out: Sequence[str], text_field: str) -> tuple[list[str], list[str]]:
@@ -93,6 +94,22 @@ def tokenised(tokenizer: Any, texts: Iterable[str], seq_len: int, tokens: int) -
                 found.append(ids)
                 count += len(ids)
     return found
+
+
+def refuse_unread(tokenizer: Any, texts: Iterable[str]) -> None:
+    """UserError where a tokenizer makes nothing of text, or mostly unknown tokens.
+
+    A folder without a tokenizer is given an empty one of the model's kind, which says nothing.
+    """
+    few = [text for _, text in zip(range(256), texts, strict=False)]
+    ids = [token for row in tokenizer(few, add_special_tokens=False)["input_ids"] for token in row] if few else []
+    unknown = sum(token == tokenizer.unk_token_id for token in ids)
+    if few and unknown >= KNOWN * len(ids):
+        what = f"of {unknown} of {len(ids)} tokens it knows nothing" if ids else "it makes no token of it"
+        raise UserError(
+            f"distill.tokenizer does not fit the text: {what}. Name the model's own tokenizer, which its folder may "
+            "lack."
+        )
 
 
 def refuse_short(found: Sequence[Sequence[int]], tokens: int, key: str) -> None:

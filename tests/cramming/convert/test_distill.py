@@ -6,18 +6,20 @@ from typing import Any
 import pytest
 import torch
 from scipy.stats import spearmanr
+from tokenizers import Tokenizer, models
 from torch import nn
+from transformers import PreTrainedTokenizerFast
 
 from cramming.convert.pretrained.config import DistillConfig
 from cramming.convert.pretrained.convert import convert
 from cramming.convert.pretrained.dense import prove
 from cramming.convert.pretrained.equations import Equations, choose, solve
-from cramming.convert.pretrained.job import Job
+from cramming.convert.pretrained.job import Job, Texts
 from cramming.convert.pretrained.judge import kept, neighbours
 from cramming.convert.pretrained.splits import scale_of, split_level
 from cramming.convert.pretrained.target import read_target
 from cramming.convert.pretrained.teacher import load_teacher, teacher_of
-from cramming.convert.pretrained.text import padded
+from cramming.convert.pretrained.text import padded, refuse_unread
 from cramming.convert.pretrained.training import Whole
 from cramming.errors import UserError
 from fff import surgery
@@ -248,6 +250,13 @@ def test_bad_input_is_one_clear_error_before_long_work(tmp_path: Path) -> None:
         prove(nn.Sequential(nn.LayerNorm(8)), {"input": torch.randn(2, 8)})
     with pytest.raises(UserError, match="tokenizer does not fit"):
         teacher_of(bert(), tokenizer(extra=20))
+    bert().save_pretrained(tmp_path / "bare")  # transformers makes an empty tokenizer of it
+    with pytest.raises(UserError, match=r"distill\.tokenizer does not fit the text: of \d+ of \d+ tokens it knows"):
+        Job(
+            load_teacher(str(tmp_path / "bare")), Texts(documents(), documents(60, 1)), DistillConfig(**QUICK), tmp_path
+        )
+    with pytest.raises(UserError, match="it makes no token of it"):
+        refuse_unread(PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE())), documents())
     with pytest.raises(UserError, match="no transformers model"):
         teacher_of(nn.Linear(4, 4), tokenizer())
     with pytest.raises(UserError, match="tokenizer is missing"):
