@@ -1,6 +1,7 @@
 """What ran and where, for records: commit, machine, libraries. Not what a machine can do (machine.py)."""
 
 import functools
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -38,6 +39,16 @@ def git_state() -> dict[str, Any]:
     # Records and tables are written by the runs themselves: they do not make the code that ran another one.
     changes = git("status", "--porcelain", "--", ".", ":!results")
     return {"commit": git("rev-parse", "HEAD"), "dirty": None if changes is None else bool(changes)}
+
+
+@functools.cache
+def code_hash() -> str:
+    """Hash of the packages' own sources, with which processes on several machines find out whether theirs differ."""
+    root, digest = Path(__file__).resolve().parents[1], hashlib.sha256()
+    for path in sorted(path for name in ("cramming", "fff") for path in (root / name).rglob("*")):
+        if path.suffix in (".py", ".cpp", ".h"):
+            digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def machine() -> dict[str, Any]:

@@ -17,6 +17,14 @@ def inner(kind: Any) -> tuple[type | None, bool]:
     return (found, many) if isinstance(found, type) and is_dataclass(found) else (None, False)
 
 
+def flat(values: dict[str, Any], group: str = "") -> dict[str, Any]:
+    """Nested plain values by dotted key."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= flat(value, f"{group}{name}.") if isinstance(value, dict) else {f"{group}{name}": value}
+    return found
+
+
 def build(cls: type[Root], values: dict[str, Any]) -> Root:
     """The frozen dataclass that nested plain values describe; its checks raise UserError."""
     hints = typing.get_type_hints(cls)

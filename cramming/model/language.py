@@ -1,5 +1,7 @@
 """What the models that predict tokens share: a decoder tied to the word embedding, auxiliary losses. Not the losses."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -36,6 +38,10 @@ class CrammedLanguageModel(CrammedPreTrainedModel, Unsaved):
         for place, name in enumerate(self.loss_names):
             if name in weights:  # filled: a copy from the host would wait for the device
                 self.auxiliary_weights[place].fill_(weights[name])
+
+    def encode(self, input_ids: torch.Tensor) -> Any:
+        """The encoder's output of tokens (B, S), without predictions."""
+        return self.model(input_ids=input_ids)
 
     def weighted(
         self,

@@ -102,7 +102,7 @@ class Objective(ABC):
 
     def encode(self, model: Any, batch: Any) -> None:
         """A pass of the plain model's encoder alone, for what hooks on its layers see."""
-        model.model(input_ids=batch.input_ids)
+        model.encode(batch.input_ids)
 
     def example(self, sequences: Sequences, count: int) -> Batch:
         """A batch of the run's shapes, from its first sequences; its content does not matter."""

@@ -14,12 +14,12 @@ class Refused:
     harmless: tuple[str, ...] = ("", "0", "no", "false")
 
 
-OTHER_KINDS = "this project spreads a model by data parallelism alone"
+OTHER_KINDS = "this project knows train.sharding=ddp and fsdp"
 REFUSED = {
     # accelerate would divide every loss by it
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": Refused("set train.batch and train.microbatch", ("", "1")),
     "ACCELERATE_DYNAMO_BACKEND": Refused("set train.compile"),
-    "ACCELERATE_USE_FSDP": Refused(OTHER_KINDS),
+    "ACCELERATE_USE_FSDP": Refused("set train.sharding=fsdp"),
     "ACCELERATE_USE_DEEPSPEED": Refused(OTHER_KINDS),
     "ACCELERATE_USE_MEGATRON_LM": Refused(OTHER_KINDS),
     "ACCELERATE_USE_PARALLELISM_CONFIG": Refused(OTHER_KINDS),

@@ -1,11 +1,12 @@
 """The processes of a run and their device: who is who, how they meet, how a model is spread. Not the training."""
 
 import math
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, set_seed
@@ -14,6 +15,8 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from cramming.errors import UserError
 from cramming.parallel.environment import check_environment
+from cramming.parallel.launch import Launched, launched
+from cramming.parallel.sharded import all_weights, shard, whole, whole_tensor
 
 Value = TypeVar("Value")
 
@@ -22,16 +25,19 @@ class World:
     """All processes of this run, seen from one of them.
 
     `rank` of `size` processes, of which rank 0 is `main` and one on each machine is `main_here`; `device` is this
-    process's; `scaled` says whether losses are scaled (fp16). Where the text says that processes meet, every one of
-    them has to call, or the others wait for ever.
+    process's; `scaled` says whether losses are scaled (fp16), `sharded` whether models are spread over the processes, a
+    part in each. Where the text says that processes meet, every one of them has to call, or the others wait until
+    their patience ends, which ends the run.
     """
 
-    def __init__(self, accelerator: Accelerator) -> None:
-        self._accelerator = accelerator
+    def __init__(self, accelerator: Accelerator, launch: Launched, *, sharded: bool = False) -> None:
+        self._accelerator, self.launch, self.sharded = accelerator, launch, sharded
         self.rank, self.size = accelerator.process_index, accelerator.num_processes
         self.main, self.main_here = accelerator.is_main_process, accelerator.is_local_main_process
         self.device: torch.device = accelerator.device
         self.scaled = accelerator.scaler is not None
+        # Checkpoints are written beside the training, which must not meet in their meetings.
+        self.group_for_files = dist.new_group(backend="gloo") if sharded else None
 
     def barrier(self) -> None:
         """Meet."""
@@ -57,9 +63,38 @@ class World:
         wrapped, prepared = self._accelerator.prepare(model, optimiser)
         return wrapped, prepared
 
+    def spread(
+        self, model: nn.Module, blocks: Iterable[nn.Module], build: Callable[[], torch.optim.Optimizer]
+    ) -> tuple[Any, Any]:
+        """As `wrap`, of a model that is to be spread over the processes (`sharded`); they meet in each of its passes.
+
+        Args:
+            blocks: parts of the model that compute one after another; each is whole in its turn alone.
+            build: makes the optimiser of what the parameters are then.
+        """
+        # It sees to device and precision; what it calls evaluation is a model that it does not wrap.
+        model = self._accelerator.prepare_model(model, evaluation_mode=True)
+        shard(model, blocks, self.device, self.size, self._dtype)
+        return model, build()
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self._accelerator.mixed_precision, torch.float32)
+
+    def whole(self, modules: Iterable[nn.Module], prefix: str = "") -> AbstractContextManager[Any]:
+        """Inside, parameters of the modules whose names begin so may be read and changed, by all processes alike."""
+        return whole(modules, prefix) if self.sharded else nullcontext()
+
+    def weights(self, model: nn.Module) -> dict[str, Tensor]:
+        """All of a spread model's state, on the main process's CPU; they meet."""
+        return all_weights(model)
+
     def no_sync(self, model: nn.Module) -> AbstractContextManager[Any]:
-        """Inside, gradients of a wrapped model do not travel between processes."""
-        return self._accelerator.no_sync(model)
+        """Inside, gradients of a wrapped model do not travel between processes; those of a spread one always do.
+
+        Kept back they would be whole in each process, which is what spreading is to spare.
+        """
+        return nullcontext() if self.sharded else self._accelerator.no_sync(model)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Inside, an unwrapped model computes in this run's precision."""
@@ -76,7 +111,7 @@ class World:
         """
         self._accelerator.unscale_gradients()
         parameters = list(parameters)
-        found = get_total_norm([each.grad for each in parameters if each.grad is not None])
+        found = whole_tensor(get_total_norm([each.grad for each in parameters if each.grad is not None]))
         clip_grads_with_norm_(
             parameters, math.inf if norm is None else norm, torch.where(torch.isfinite(found), found, 0.0)
         )
@@ -118,22 +153,29 @@ class World:
         self._accelerator.end_training()
 
 
-def open_world(key: str, precision: str, *, cpu: bool = False) -> World:
+def open_world(
+    key: str, precision: str, *, cpu: bool = False, sharded: bool = False, launch: Launched | None = None
+) -> World:
     """The processes that were started together, at "fp32", "bf16" or "fp16".
 
     Args:
         key: the configuration key that holds the precision, e.g. "train.precision".
         cpu: stay on the CPU, also where accelerate would find another device.
+        sharded: spread models over the processes; a process that no launcher started has nothing to spread over.
+        launch: where they have met already.
 
     Raises:
-        UserError: the device cannot do the precision, or the environment asks for what would be ignored.
+        UserError: the device cannot do the precision, the environment asks for what would be ignored, or the processes
+            do not meet.
     """
     if precision == "fp16" and not torch.cuda.is_available():
         raise UserError(f"{key} is fp16, which needs a GPU; use bf16 or fp32.")
     mixed = "no" if precision == "fp32" else precision
     check_environment(key, mixed)
+    launch = launch or launched(cpu=cpu or not torch.cuda.is_available())
     AcceleratorState._reset_state()  # one process may run several configurations, each with its own precision
     # Buffers follow from configuration and progress. To broadcast them would make every forward pass a meeting of all
     # processes, and one without a share of the validation set would not come.
     parallel = DistributedDataParallelKwargs(broadcast_buffers=False)
-    return World(Accelerator(mixed_precision=mixed, cpu=cpu, kwargs_handlers=[parallel]))
+    accelerator = Accelerator(mixed_precision=mixed, cpu=cpu, kwargs_handlers=[parallel])
+    return World(accelerator, launch, sharded=sharded and launch.store is not None)

@@ -12,7 +12,7 @@ from cramming.model.language import CrammedLanguageModel
 from cramming.objectives.base import Objective
 from cramming.objectives.config import OBJECTIVES
 from cramming.parallel.world import World
-from cramming.train.compiled import compiled
+from cramming.train.compiled import compile_blocks, compiled
 from cramming.train.config import TrainConfig
 from cramming.train.hardening import LAYER_FORMS, Hardening
 from cramming.train.optim import build_optimiser
@@ -38,9 +38,33 @@ def assemble(root: PretrainRoot, data: Tokens, world: World) -> Parts:
         # region leak would turn round the same decisions in all of them.
         world.seed(root.seed, each_its_own=True)
     model.set_attn_implementation(attention(root.train, world.device))
+    if root.train.recompute:
+        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)  # its old name
+        enable({"use_reentrant": False})
     hardening = Hardening(root.hardening, model)
-    wrapped, optimiser = world.wrap(model, build_optimiser(model, root, world.device))
-    return Parts(root, world, data, objective, model, compiled(wrapped, root.train), optimiser, hardening)
+    if world.sharded:
+        blocks = model.model.blocks
+        compile_blocks(blocks, root.train)
+        wrapped, optimiser = world.spread(model, blocks, lambda: build_optimiser(model, root, world.device))
+    else:
+        wrapped, optimiser = world.wrap(model, build_optimiser(model, root, world.device))
+        wrapped = compiled(wrapped, root.train)
+    return Parts(root, world, data, objective, model, wrapped, optimiser, hardening)
+
+
+def finished_model(parts: Parts) -> CrammedLanguageModel:
+    """The trained model as one process has it; of a spread one a copy, on the main process alone, and they meet."""
+    if not parts.world.sharded:
+        return parts.model
+    weights = parts.world.weights(parts.model)
+    if not parts.world.main:
+        return parts.model
+    config = parts.model.config
+    assert isinstance(config, CrammedConfig)
+    model = OBJECTIVES[parts.root.objective.kind].model(config)
+    model.set_attn_implementation(attention(parts.config, torch.device("cpu")))
+    model.load_state_dict(weights)
+    return model
 
 
 def attention(config: TrainConfig, device: torch.device) -> str:

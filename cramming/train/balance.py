@@ -1,7 +1,7 @@
 """When layers that balance their choices without a loss move their biases: after each update. Not how (fff.balance)."""
 
 from cramming.train.loop import Hook, Step, Trainer
-from fff.balance import forget, rebalance
+from fff.balance import balanced_layers, forget, rebalance
 
 
 class Balance(Hook):
@@ -16,4 +16,6 @@ class Balance(Hook):
 
     def on_step(self, trainer: Trainer, step: Step) -> None:
         """Move; the host waits for no device, and the processes meet only if there is such a layer."""
-        rebalance(trainer.parts.model, trainer.world.reduce)
+        model = trainer.parts.model
+        with trainer.world.whole(balanced_layers(model), "b_"):
+            rebalance(model, trainer.world.reduce)

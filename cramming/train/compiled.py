@@ -1,5 +1,6 @@
 """The compiled model of a run, made before its clock starts, and what CUDA graphs ask of the loop. Not the loop."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -9,6 +10,13 @@ from cramming.errors import UserError
 from cramming.train.checkpoint import rng_state, set_rng_state
 from cramming.train.config import TrainConfig
 from cramming.train.parts import Parts
+
+
+def compile_blocks(blocks: Iterable[nn.Module], config: TrainConfig) -> None:
+    """The same of each block of a model that is to be spread: its weights come and go between blocks."""
+    if config.compile:
+        for block in blocks:
+            block.forward = torch.compile(block.forward, dynamic=False, mode=config.compile_mode)
 
 
 def compiled(model: nn.Module, config: TrainConfig) -> nn.Module:

@@ -11,6 +11,7 @@ LR_SCHEDULES = ("triangle2", "linear", "cosine", "constant")
 COMPILE_MODES = ("default", "reduce-overhead")
 PRECISIONS = ("fp32", "bf16", "fp16")
 ATTENTIONS = ("auto", "sdpa", "eager")
+SHARDINGS = ("none", "ddp", "fsdp")
 WANDB_MODES = ("auto", "offline", "online", "off")
 
 
@@ -57,6 +58,10 @@ class TrainConfig:
     initial_split: int = 0  # training sequences whose tokens set the trees' biases at the start: half go right
     # At the end, of dense layers: the validation loss with each token's k most active neurons alone, for each k.
     oracle: list[int] = field(default_factory=list)
+    # Several processes (docs/scale.md). none: refuse them; ddp: a whole model in each; fsdp: a part of it in each.
+    sharding: str = "ddp"
+    recompute: bool = False  # what blocks compute on the way forward once more on the way back: slower, less memory
+    patience_minutes: float = 30.0  # that one process waits for another before the run ends
     profile_steps: int = 0  # steps that a profile is taken of, into profile.json; fewer than log_steps - 1
 
     def __post_init__(self) -> None:
@@ -68,12 +73,14 @@ class TrainConfig:
         one_of("train.precision", self.precision, PRECISIONS)
         one_of("train.compile_mode", self.compile_mode, COMPILE_MODES)
         one_of("train.attention", self.attention, ATTENTIONS)
+        one_of("train.sharding", self.sharding, SHARDINGS)
+        self._check_sharding()
         if not 0 <= self.profile_steps <= max(0, self.log_steps - 2):
             raise UserError(
                 f"train.profile_steps is {self.profile_steps}; a profile lies between two rows of the history: set it "
                 f"from 0 to train.log_steps - 2 = {self.log_steps - 2}, or raise train.log_steps."
             )
-        numbers("train", self, ("lr", "eps"), above=0)
+        numbers("train", self, ("lr", "eps", "patience_minutes"), above=0)
         number("train.clip", self.clip, above=0, infinite=True)
         if self.clip == math.inf:  # no clipping, in the word that JSON has for it
             object.__setattr__(self, "clip", None)
@@ -85,6 +92,17 @@ class TrainConfig:
             raise UserError(
                 f"train.batch is {self.batch}, which is no multiple of train.microbatch={self.microbatch}; "
                 f"try train.batch={max(1, round(self.batch / self.microbatch)) * self.microbatch}."
+            )
+
+    def _check_sharding(self) -> None:
+        if self.sharding != "fsdp":
+            return
+        if self.precision == "fp16":
+            raise UserError("train.precision is fp16, whose scaled losses train.sharding=fsdp does not know; use bf16.")
+        if self.compile and self.compile_mode != "default":
+            raise UserError(
+                f"train.compile_mode is {self.compile_mode}, and train.sharding is fsdp, whose weights come and go "
+                "while a graph would be replayed; set train.compile_mode=default."
             )
 
     def _check_budget(self) -> None:

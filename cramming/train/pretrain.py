@@ -1,7 +1,9 @@
 """One pretraining run: recognise a finished one, lock its folder, get its data, run it. Not its parts (run.py)."""
 
 import contextlib
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -10,7 +12,9 @@ from cramming.errors import UserError
 from cramming.files import check_writable, locked, read_json
 from cramming.objectives.base import MASK_TOKEN
 from cramming.objectives.config import OBJECTIVES
+from cramming.parallel.launch import launched
 from cramming.parallel.world import World, open_world
+from cramming.provenance import code_hash
 from cramming.record import read_record
 from cramming.train.assemble import check_layer
 from cramming.train.checkpoint import MANIFEST as CHECKPOINT
@@ -19,6 +23,7 @@ from cramming.train.finished import ended_already, model_is_whole
 from cramming.train.root import PretrainRoot
 from cramming.train.run import Run, RunFolder
 from cramming.train.tracking import check_wandb
+from cramming.values import flat
 
 
 def pretrain(root: PretrainRoot, prepared: Path | None = None) -> Path:
@@ -31,12 +36,33 @@ def pretrain(root: PretrainRoot, prepared: Path | None = None) -> Path:
         UserError: bad configuration, data or checkpoint, or the run has ended on other data.
         Diverged: the loss is no number any more.
     """
-    folder, content = RunFolder(root.run_folder), None
-    if ended_already(root, prepared):
-        content = read_record(folder.record)
-        if model_is_whole(folder.model, content):
-            return folder.path
-    world = open_world("train.precision", root.train.precision, cpu=not torch.cuda.is_available())
+    folder, cpu = RunFolder(root.run_folder), not torch.cuda.is_available()
+    launch = launched(cpu=cpu, patience=timedelta(minutes=root.train.patience_minutes))
+    with launch.together():
+        launch.same(facts(root))
+        stage = launch.from_main(lambda: stage_of(root, folder, prepared))
+        if stage != "done":
+            sharded = root.train.sharding == "fsdp"
+            world = open_world("train.precision", root.train.precision, cpu=cpu, sharded=sharded, launch=launch)
+            run_in(world, root, folder, prepared, trained=stage == "trained")
+            world.end()
+    return folder.path
+
+
+def stage_of(root: PretrainRoot, folder: RunFolder, prepared: Path | None) -> str:
+    """Whether a run is "done"; "trained", but without its model, which was lost; or to be trained ("")."""
+    if not ended_already(root, prepared):
+        return ""
+    return "done" if model_is_whole(folder.model, read_record(folder.record)) else "trained"
+
+
+def facts(root: PretrainRoot) -> dict[str, Any]:
+    """What all processes of a run must have alike: code, torch, every key of the configuration."""
+    return {"the code": code_hash(), "torch": torch.__version__, **flat(root.as_dict())}
+
+
+def run_in(world: World, root: PretrainRoot, folder: RunFolder, prepared: Path | None, *, trained: bool) -> None:
+    """Check what can be checked, then run; every process takes part."""
     # Before the data, whose preparation may take hours.
     check_processes(root, world.size)
     check_layer(root)
@@ -51,12 +77,10 @@ def pretrain(root: PretrainRoot, prepared: Path | None = None) -> Path:
         data = shared_data(root, prepared, world)
         check_lengths(root.data.examples, data)
         run = Run(root, folder, world, data)
-        if content is None:
+        if trained:
+            run.write_model_again(read_record(folder.record))
+        else:
             run.train()
-        elif world.main:
-            run.write_model_again(content)
-    world.end()
-    return folder.path
 
 
 def check_processes(root: PretrainRoot, processes: int) -> None:
@@ -65,6 +89,11 @@ def check_processes(root: PretrainRoot, processes: int) -> None:
     Raises:
         UserError: naming the keys.
     """
+    if root.train.sharding == "none" and processes > 1:
+        raise UserError(
+            f"train.sharding is none, and {processes} processes were started together; start one, or set "
+            "train.sharding=ddp (a whole model in each) or fsdp (a part in each)."
+        )
     batch, unit = root.train.batch, root.train.microbatch * processes
     if batch % unit:
         fitting = [m for m in range(1, batch // processes + 1) if batch % (m * processes) == 0]
@@ -104,8 +133,14 @@ def shared_data(root: PretrainRoot, prepared: Path | None, world: World) -> Prep
 
     On a machine with a disk of its own its first process makes or checks them there.
     """
-    found = find_data(root, prepared) if world.main else None
-    folder, fingerprint = world.tell((found.folder, found.fingerprint) if found else (Path(), ""))
+    made: list[PreparedData] = []
+
+    def make() -> list[str]:
+        made.append(find_data(root, prepared))
+        return [str(made[0].folder), made[0].fingerprint]
+
+    told, fingerprint = world.launch.from_main(make)
+    folder, found = Path(told), made[0] if made else None
     if found is None and world.main_here and not (folder / MANIFEST).is_file():
         found = find_data(root, prepared)
     world.barrier()

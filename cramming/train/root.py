@@ -36,7 +36,8 @@ COSMETIC = listed(
     {
         "": "seed output_dir results_dir wandb",
         "data": "workers examples",
-        "train": "keep_checkpoints checkpoints log_steps usage_sequences usage_steps compile_mode profile_steps oracle",
+        "train": "keep_checkpoints checkpoints log_steps usage_sequences usage_steps compile_mode profile_steps oracle "
+        "sharding recompute patience_minutes",
     }
 )
 # Who computes, and in which order, gives equal results by contract; names had these once.

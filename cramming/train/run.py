@@ -1,17 +1,18 @@
 """One pretraining run from its parts to its results. Not when a run is due (pretrain.py), nor its loop (loop.py)."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from cramming.data.shards import PreparedData
 from cramming.errors import Diverged, Stopped, UserError
 from cramming.files import remove_leftovers, write_json
+from cramming.model.language import CrammedLanguageModel
 from cramming.model.saved import write_model
 from cramming.parallel.environment import recorded_environment
 from cramming.parallel.world import World
 from cramming.record import Record, record_file, write_record
-from cramming.train.assemble import assemble
+from cramming.train.assemble import assemble, finished_model
 from cramming.train.balance import Balance
 from cramming.train.checkpoint import Checkpoints
 from cramming.train.compiled import warm_up
@@ -23,6 +24,7 @@ from cramming.train.hooks import Bar, Checkpoint, FiniteGuard, StopSignals, Vali
 from cramming.train.loop import Hook, Trainer
 from cramming.train.meter import Meter
 from cramming.train.oracle import oracle_losses
+from cramming.train.parts import TrainState
 from cramming.train.pictures import heatmap
 from cramming.train.profiling import Profile
 from cramming.train.providers import Providers
@@ -92,7 +94,9 @@ class Run:
                 trainer = Trainer(self.parts, batches, hooks)
                 trainer.train()
             exit_code = int(trainer.stop_reason is not None)
+            self.checkpoints.finish(self.world)
         except Diverged as error:
+            self.checkpoints.finish(self.world)
             self._record("diverged", {"error": str(error)})
             raise
         finally:
@@ -102,12 +106,14 @@ class Run:
                 f"Stopped by {trainer.stop_reason} at step {state.step} ({state.progress:.1%} of the budget); the "
                 f"checkpoint is in {self.checkpoints.folder}. The same command continues from it."
             )
-        oracle = oracle_losses(self.parts, self.validation)
+        oracle, model = oracle_losses(self.parts, self.validation), finished_model(self.parts)
         if self.world.main:
-            self._finish(oracle)
+            self._finish(oracle, model)
 
     def write_model_again(self, content: Record) -> None:
         """The finished model from the last checkpoint, which has to give the weights that the record knows.
+
+        Every process takes part.
 
         Raises:
             UserError: there is no checkpoint of the end, or it gives others.
@@ -118,7 +124,10 @@ class Run:
                 f"{self.folder.model} is lost or damaged, and no checkpoint of the run's end is left; move "
                 f"{self.folder.path} away and start the same command to train it again."
             )
-        weights = self._write_model(content["metrics"])
+        model = finished_model(self.parts)
+        if not self.world.main:
+            return
+        weights = self._write_model(model, content["metrics"])
         if content.get("weights_sha256", weights) != weights:
             raise UserError(
                 f"{self.checkpoints.list()[-1]} gives other weights than {self.folder.record} knows; move "
@@ -128,17 +137,29 @@ class Run:
 
     def _resume(self) -> dict[str, Any]:
         """Take up the newest checkpoint, if there is one; returns what the hooks remember, by their names."""
-        if self.world.main:
-            self.folder.path.mkdir(parents=True, exist_ok=True)
-            self.checkpoints.clean()
-            remove_leftovers(self.folder.path, alone=True)  # its lock is ours
-            write_json(self.folder.path / "config.json", self.root.as_dict())
-        self.world.barrier()
-        found = self.checkpoints.list()
-        if not found:
+        found = self.world.launch.from_main(self._newest)
+        self._refuse_unseen()
+        if found is None:
             return {}
-        self.parts.state = self.checkpoints.read(found[-1])
-        return self.checkpoints.load(found[-1], self.parts)
+        self.parts.state = TrainState(**found["state"])
+        return self.checkpoints.load(self.checkpoints.folder / found["name"], self.parts)
+
+    def _newest(self) -> dict[str, Any] | None:
+        """The main process alone: prepare the run's folder; name and state of the newest checkpoint, which is whole."""
+        self.folder.path.mkdir(parents=True, exist_ok=True)
+        self.checkpoints.clean()
+        remove_leftovers(self.folder.path, alone=True)  # its lock is ours
+        write_json(self.folder.path / "config.json", self.root.as_dict())
+        if not (found := self.checkpoints.list()):
+            return None
+        return {"name": found[-1].name, "state": asdict(self.checkpoints.read(found[-1]))}
+
+    def _refuse_unseen(self) -> None:
+        """UserError where another machine has a folder of its own: its part of a checkpoint would never be found."""
+        if self.world.agree([float(not (self.folder.path / "config.json").is_file())])[0]:
+            raise UserError(
+                f"{self.folder.path} is not seen by all processes; set output_dir to a folder that all machines share."
+            )
 
     def _hooks(self, mirror: Mirror | None) -> list[Hook]:
         """What looks on, in this order: later hooks read what earlier ones found."""
@@ -220,22 +241,22 @@ class Run:
             },
         )
 
-    def _finish(self, oracle: dict[str, float]) -> None:
+    def _finish(self, oracle: dict[str, float], model: CrammedLanguageModel) -> None:
         self._refuse_lost_history()
-        weights = self._write_model(history_metrics(read_history(self.folder.history), self.unigram))
+        weights = self._write_model(model, history_metrics(read_history(self.folder.history), self.unigram))
         content = self._record("finished", {"weights_sha256": weights}, oracle)
         assert content is not None
         write_json(self.folder.record, content)
         refuse_diverged(self.root, content)
         record = record_file(Path(self.root.results_dir), content["name"])
-        print_examples(self.parts.objective, self.parts.model, self.data, self.root.data.examples)
+        print_examples(self.parts.objective, model, self.data, self.root.data.examples)
         print_summary(content, model=self.folder.model, history=self.folder.history, record=record)
 
-    def _write_model(self, metrics: dict[str, float]) -> str:
+    def _write_model(self, model: CrammedLanguageModel, metrics: dict[str, float]) -> str:
         """Write the model with its card; returns the SHA-256 of its weights."""
         objective = self.parts.objective
         numbers = card_numbers(metrics, self.parts.state.tokens, self.data.fingerprint, objective.unit)
-        return write_model(self.parts.model, objective.exported(self.data.tokenizer()), self.folder.model, numbers)
+        return write_model(model, objective.exported(self.data.tokenizer()), self.folder.model, numbers)
 
     def _refuse_lost_history(self) -> None:
         """UserError where the history does not end with the run's last mark: a record of it would have no results."""

@@ -44,15 +44,18 @@ def split_initially(parts: Parts) -> None:
         raise UserError(
             f"train.initial_split is {count}, and the data have {there} training sequences; set it to that at most."
         )
-    layers = hardenable(parts.model)
-    if parts.world.main:
+    layers, world = hardenable(parts.model), parts.world
+    if world.main or world.sharded:  # a pass of a spread model is everybody's
         parts.model.eval()
-        with parts.world.autocast():
+        with world.autocast():
             for layer in layers:
-                split_in_half(layer, first_inputs(parts, layer, count))
-    told = parts.world.tell([biases_of(layer).tolist() for layer in layers])
-    for layer, values in zip(layers, told, strict=True):
-        biases_of(layer).copy_(biases_of(layer).new_tensor(values))
+                inputs = first_inputs(parts, layer, count)
+                with world.whole([layer]):
+                    split_in_half(layer, inputs)
+    with world.whole(layers, "b_"):
+        told = world.tell([biases_of(layer).tolist() for layer in layers])
+        for layer, values in zip(layers, told, strict=True):
+            biases_of(layer).copy_(biases_of(layer).new_tensor(values))
 
 
 def biases_of(layer: Hardenable) -> Tensor:

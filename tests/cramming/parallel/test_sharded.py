@@ -1,0 +1,95 @@
+"""Models spread over two processes train as in one: kinds, losses, figures, the finished model. Not checkpoints."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cramming.model.config import FFNConfig
+from cramming.parallel.sharded import dimension
+from cramming.train.hardening import HardeningConfig, Ramp
+from cramming.train.pretrain import pretrain
+from cramming.train.root import PretrainRoot
+from tests.helpers.process import history_of
+from tests.helpers.several import several
+from tests.helpers.tiny import tiny_root
+
+HARD = HardeningConfig()
+SOFT = HardeningConfig(form="entropy", entropy_weight=Ramp(start=0.1), balance_weight=Ramp(start=0.1))
+# Everything that a step can be made of; one pair of processes trains them all.
+CASES: dict[str, dict[str, Any]] = {
+    "one tree, clipped": {"ffn": FFNConfig(trees=1, depth=4), "clip": 0.05},
+    "trees that balance": {"ffn": FFNConfig(trees=2, depth=3, rebalance_rate=0.01), "initial_split": 16},
+    "soft trees": {"ffn": FFNConfig(trees=2, depth=3), "hardening": SOFT},
+    "leaves, recomputed": {"ffn": FFNConfig(kind="leaf", depth=2, leaf_width=4), "recompute": True},
+    "dense": {"ffn": FFNConfig(kind="dense", width=24)},
+    "none": {"ffn": FFNConfig(kind="none")},
+    "experts": {"ffn": FFNConfig(kind="moe", experts=4, expert_width=4, top=1)},
+    "product keys": {"ffn": FFNConfig(kind="peer", keys=8, heads=2, top=2, query_width=8)},
+}
+
+
+def root_of(folder: Path, *, ffn: FFNConfig, hardening: HardeningConfig = HARD, **train: Any) -> PretrainRoot:
+    settings = {"budget_steps": 4, "checkpoints": 1, "usage_steps": 1, "batch_ramp": 0.0, **train}
+    return replace(tiny_root(folder, **settings), ffn=ffn, hardening=hardening)
+
+
+def train_all(folder: Path) -> None:
+    for name, case in CASES.items():
+        pretrain(root_of(folder / name, **{"microbatch": 4, "sharding": "fsdp", **case}))
+
+
+@pytest.fixture(scope="module")
+def spread(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("spread")
+    for ended in several(train_all, folder, folder):
+        assert ended.status == 0, ended.printed
+    return folder
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_with_half_a_model_each_follow_one(spread: Path, tmp_path: Path, name: str) -> None:
+    pretrain(root_of(tmp_path, **{"microbatch": 8, **CASES[name]}))
+    ones, twos = history_of(tmp_path), history_of(spread / name)
+    assert [row.keys() for row in twos] == [row.keys() for row in ones]
+    for one, two in zip(ones, twos, strict=True):
+        for key in one:
+            assert two[key] == pytest.approx(one[key], rel=1e-3, abs=2e-4), (key, one["step"])
+    assert twos[-1]["valid/loss"] == pytest.approx(ones[-1]["valid/loss"], abs=2e-5)
+    ours, theirs = weights(spread / name), weights(tmp_path)
+    assert ours.keys() == theirs.keys()
+    for weight in ours:
+        assert torch.allclose(ours[weight], theirs[weight], atol=5e-4), weight
+    assert record(spread / name).keys() == record(tmp_path).keys()
+    assert record(spread / name)["machine"]["processes"] == 2
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    (path,) = folder.glob("outputs/runs/*/model/model.safetensors")
+    return load_file(path)
+
+
+def record(folder: Path) -> dict[str, Any]:
+    (path,) = folder.glob("results/runs/*.json")
+    return json.loads(path.read_text())
+
+
+def test_the_finished_folder_is_that_of_one_process(spread: Path, tmp_path: Path) -> None:
+    pretrain(root_of(tmp_path, **{"microbatch": 8, **CASES["dense"]}))
+    (ours,), (theirs,) = (folder.glob("outputs/runs/*/model") for folder in (spread / "dense", tmp_path))
+    files = [path.name for path in sorted(theirs.iterdir())]
+    assert [path.name for path in sorted(ours.iterdir())] == files
+    different = [name for name in files if (ours / name).read_bytes() != (theirs / name).read_bytes()]
+    assert set(different) <= {"model.safetensors", "README.md"}, "which hold what was learnt, to rounding"
+
+
+@pytest.mark.parametrize(
+    ("shape", "cut"),
+    [((1, 4095, 768), 2), ((4, 15, 32), 0), ((3, 8), 1), ((1, 7), 0), ((7,), 0), ((2, 8, 64), 0), ((1, 8, 64), 2)],
+)
+def test_a_weight_is_cut_where_it_can_be_cut_evenly(shape: tuple[int, ...], cut: int) -> None:
+    assert dimension(torch.Size(shape), 2) == cut
