@@ -79,8 +79,9 @@ def spread_state(
     model: nn.Module, optimiser: torch.optim.Optimizer, weights: dict[str, Tensor], kept: dict[str, Any]
 ) -> None:
     """Take up in a spread model what one process wrote: weights by name, and its optimiser's `state_dict()`."""
-    for name, parameter in model.named_parameters():
-        parameter.copy_(part_of(weights[name], parameter))
+    names = dict(model.named_parameters(remove_duplicate=False))  # of what has two names the file has one
+    for name, full in weights.items():
+        names[name].copy_(part_of(full, names[name]))
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     state = {
         number: {
