@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from cramming.model.config import FFNConfig
+from cramming.objectives.config import ObjectiveConfig
 from cramming.parallel.sharded import dimension
 from cramming.train.hardening import HardeningConfig, Ramp
 from cramming.train.pretrain import pretrain
@@ -18,7 +19,7 @@ from tests.helpers.process import history_of
 from tests.helpers.several import several
 from tests.helpers.tiny import tiny_root
 
-HARD = HardeningConfig()
+HARD, MASKED = HardeningConfig(), ObjectiveConfig()
 SOFT = HardeningConfig(form="entropy", entropy_weight=Ramp(start=0.1), balance_weight=Ramp(start=0.1))
 # Everything that a step can be made of; one pair of processes trains them all.
 CASES: dict[str, dict[str, Any]] = {
@@ -28,14 +29,22 @@ CASES: dict[str, dict[str, Any]] = {
     "leaves, recomputed": {"ffn": FFNConfig(kind="leaf", depth=2, leaf_width=4), "recompute": True},
     "dense": {"ffn": FFNConfig(kind="dense", width=24)},
     "none": {"ffn": FFNConfig(kind="none")},
+    "decoder": {"ffn": FFNConfig(trees=1, depth=3), "objective": ObjectiveConfig("causal")},
     "experts": {"ffn": FFNConfig(kind="moe", experts=4, expert_width=4, top=1)},
     "product keys": {"ffn": FFNConfig(kind="peer", keys=8, heads=2, top=2, query_width=8)},
 }
 
 
-def root_of(folder: Path, *, ffn: FFNConfig, hardening: HardeningConfig = HARD, **train: Any) -> PretrainRoot:
+def root_of(
+    folder: Path,
+    *,
+    ffn: FFNConfig,
+    hardening: HardeningConfig = HARD,
+    objective: ObjectiveConfig = MASKED,
+    **train: Any,
+) -> PretrainRoot:
     settings = {"budget_steps": 4, "checkpoints": 1, "usage_steps": 1, "batch_ramp": 0.0, **train}
-    return replace(tiny_root(folder, **settings), ffn=ffn, hardening=hardening)
+    return replace(tiny_root(folder, **settings), ffn=ffn, hardening=hardening, objective=objective)
 
 
 def train_all(folder: Path) -> None:
