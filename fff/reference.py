@@ -111,6 +111,8 @@ def leaf_fff(
     activation: str,
     flips: Tensor | None = None,
     temperature: Tensor | None = None,
+    w_value: Tensor | None = None,
+    b_value: Tensor | None = None,
 ) -> PathResult:
     """LeafFFF's hard form, the inference pass of arXiv 2308.14711 ("Method" and its algorithm), tie to the left.
 
@@ -124,6 +126,8 @@ def leaf_fff(
         flips: (N, D) bool, decisions that the region leak turns round ("randomized child transpositions").
         temperature: if given, straight-through gradients: the output is multiplied by 1, whose gradient is that of the
             product of the probabilities sigmoid(+-s / temperature) of the decisions on the path.
+        w_value, b_value: of w_in's and b_in's shapes, if leaves are gated (arXiv 2002.05202): their hidden neurons are
+            activation(w_in x + b_in) (w_value x + b_value).
     """
     depth = depth_of(w_node.shape[0]) + 1 if len(w_node) else 0
     act = activation_named(activation).forward
@@ -140,7 +144,10 @@ def leaf_fff(
             path.append(node)
             scores.append(score)
         leaf = node - (2**depth - 1)
-        rows.append(gate * (act(w_in[leaf] @ token + b_in[leaf]) @ w_out[leaf] + b_out[leaf]))
+        hidden = act(w_in[leaf] @ token + b_in[leaf])
+        if w_value is not None and b_value is not None:
+            hidden = hidden * (w_value[leaf] @ token + b_value[leaf])
+        rows.append(gate * (hidden @ w_out[leaf] + b_out[leaf]))
         visited.append(torch.stack(path))
         scored.append(torch.stack(scores) if scores else x.new_zeros(0))
     if not rows:
@@ -160,6 +167,8 @@ def soft_leaf_fff(
     activation: str,
     temperature: Tensor,
     flips: Tensor | None = None,
+    w_value: Tensor | None = None,
+    b_value: Tensor | None = None,
 ) -> Tensor:
     """LeafFFF's soft form, the training pass of arXiv 2308.14711 ("Method" and its algorithm); returns y (N, K).
 
@@ -169,6 +178,7 @@ def soft_leaf_fff(
     Args:
         flips: (N, J) bool, decisions with |1 - p| for p, as the region leak makes them ("randomized child
             transpositions").
+        w_value, b_value: as in `leaf_fff`.
     """
     inner = len(w_node)
     act = activation_named(activation).forward
@@ -176,7 +186,10 @@ def soft_leaf_fff(
     def below(node: int) -> Tensor:
         if node >= inner:
             leaf = node - inner
-            return act(x @ w_in[leaf].T + b_in[leaf]) @ w_out[leaf] + b_out[leaf]
+            hidden = act(x @ w_in[leaf].T + b_in[leaf])
+            if w_value is not None and b_value is not None:
+                hidden = hidden * (x @ w_value[leaf].T + b_value[leaf])
+            return hidden @ w_out[leaf] + b_out[leaf]
         p = torch.sigmoid((x @ w_node[node] + b_node[node]) / temperature)
         if flips is not None:
             p = torch.where(flips[:, node], 1 - p, p)
@@ -186,14 +199,26 @@ def soft_leaf_fff(
 
 
 def with_master_leaf(
-    y: Tensor, x: Tensor, w_in: Tensor, b_in: Tensor, w_out: Tensor, b_out: Tensor, mix: Tensor, activation: str
+    y: Tensor,
+    x: Tensor,
+    w_in: Tensor,
+    b_in: Tensor,
+    w_out: Tensor,
+    b_out: Tensor,
+    mix: Tensor,
+    activation: str,
+    w_value: Tensor | None = None,
+    b_value: Tensor | None = None,
 ) -> Tensor:
     """k * master(x) + (1 - k) * y, with y (N, K) of either form and k = mix (arXiv 2405.16836, "Master Leaf").
 
-    The master is a two-layer network that every token passes: w_in (V, H), b_in (V,), w_out (V, K), b_out (K,).
+    The master is a two-layer network that every token passes: w_in (V, H), b_in (V,), w_out (V, K), b_out (K,); gated
+    with w_value (V, H) and b_value (V,), as in `leaf_fff`.
     """
-    master = activation_named(activation).forward(x @ w_in.T + b_in) @ w_out + b_out
-    return mix * master + (1 - mix) * y
+    hidden = activation_named(activation).forward(x @ w_in.T + b_in)
+    if w_value is not None and b_value is not None:
+        hidden = hidden * (x @ w_value.T + b_value)
+    return mix * (hidden @ w_out + b_out) + (1 - mix) * y
 
 
 def moe(

@@ -1,9 +1,12 @@
 """What LeafFFF computes with: the path of decisions, the chosen leaves' networks, the soft mixture. Not the module.
 
 Shape letters as in fff.topology; besides J decision nodes, 2^D - 1, and W neurons of a leaf. A leaf's network is
-act(x w_in^T + b_in) w_out + b_out with w_in (2^D, W, H), b_in (2^D, W), w_out (2^D, W, K), b_out (2^D, K).
+act(x w_in^T + b_in) w_out + b_out with w_in (2^D, W, H), b_in (2^D, W), w_out (2^D, W, K), b_out (2^D, K). Gated, the
+activations are multiplied by x w_value^T + b_value, of w_in's and b_in's shapes.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -31,6 +34,17 @@ class Leaves(NamedTuple):
     b_in: Tensor
     w_out: Tensor
     b_out: Tensor
+    w_value: Tensor | None = None
+    b_value: Tensor | None = None
+
+    @property
+    def gated(self) -> bool:
+        """Whether activations are multiplied by values."""
+        return self.w_value is not None
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Leaves":
+        """The same with every weight changed."""
+        return Leaves(*(weight if weight is None else change(weight) for weight in self))  # type: ignore[arg-type]
 
 
 class LeafOperands(NamedTuple):
@@ -85,7 +99,7 @@ def own_leaf(operands: LeafOperands) -> PathResult:
     x, _, _, leaves, activation, *_ = operands
     nodes, scores = _walked(operands)
     if operands.depth == 0:
-        y = dense(x, Leaves(*(weight[0] for weight in leaves)), activation, operands.dropout)
+        y = dense(x, leaves.each(lambda weight: weight[0]), activation, operands.dropout)
     else:
         y = one_leaf_each(x, nodes[:, -1] - first_node(operands.depth), leaves, activation, operands.dropout)
         y = gated(y, nodes, scores, operands)
@@ -117,8 +131,16 @@ def gated(y: Tensor, nodes: Tensor, scores: Tensor, operands: LeafOperands) -> T
 
 def dense(x: Tensor, network: Leaves, activation: str, dropout: float) -> Tensor:
     """One two-layer network: x (N, H) -> (N, K), with `dropout` of its hidden neurons."""
-    hidden = activation_named(activation).forward(functional.linear(x, network.w_in, network.b_in))
-    return functional.linear(functional.dropout(hidden, dropout), network.w_out.t(), network.b_out)
+    hidden = _hidden(network, activation, dropout, partial(functional.linear, x))
+    return functional.linear(hidden, network.w_out.t(), network.b_out)
+
+
+def _hidden(network: Leaves, activation: str, dropout: float, product: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Hidden neurons; product: weights and biases of a linear in -> its output."""
+    hidden = activation_named(activation).forward(product(network.w_in, network.b_in))
+    if network.w_value is not None and network.b_value is not None:
+        hidden = hidden * product(network.w_value, network.b_value)
+    return functional.dropout(hidden, dropout)
 
 
 def decide(x: Tensor, w: Tensor, b: Tensor, flips: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -158,10 +180,11 @@ def one_leaf_each(x: Tensor, leaf: Tensor, leaves: Leaves, activation: str, drop
         padded = x.new_zeros(blocks, size, x.shape[1]).index_put(place, x)
     else:
         padded = x.new_zeros(blocks * size, x.shape[1]).index_copy(0, slot, x).view(blocks, size, x.shape[1])
-    w_in, b_in, w_out, b_out = (weight.index_select(0, block_leaf) for weight in leaves)
-    hidden = torch.baddbmm(b_in[:, None], padded, w_in.transpose(1, 2))
-    hidden = functional.dropout(activation_named(activation).forward(hidden), dropout)
-    y = torch.baddbmm(b_out[:, None], hidden, w_out)
+    mine = leaves.each(lambda weight: weight.index_select(0, block_leaf))
+    hidden = _hidden(
+        mine, activation, dropout, lambda weight, bias: torch.baddbmm(bias[:, None], padded, weight.transpose(1, 2))
+    )
+    y = torch.baddbmm(mine.b_out[:, None], hidden, mine.w_out)
     return y[place] if for_any_size() else y.flatten(0, 1).index_select(0, slot)
 
 
@@ -206,7 +229,8 @@ def mixture(
 
 def _weighted(x: Tensor, leaves: Leaves, weight: Tensor, activation: str, dropout: float) -> Tensor:
     """All leaf networks, each times its weight (N, leaves), summed: (N, K)."""
-    hidden = functional.linear(x, leaves.w_in.flatten(0, 1), leaves.b_in.flatten())
-    hidden = functional.dropout(activation_named(activation).forward(hidden), dropout)
+    hidden = _hidden(
+        leaves, activation, dropout, lambda each, bias: functional.linear(x, each.flatten(0, 1), bias.flatten())
+    )
     hidden = hidden.view(-1, *leaves.b_in.shape) * weight.unsqueeze(-1)
     return hidden.flatten(1) @ leaves.w_out.flatten(0, 1) + weight @ leaves.b_out

@@ -14,14 +14,16 @@ from fff.activations import ACTIVATIONS, activation_named
 from fff.kernels import LEAF, Chooser, Provider, check, for_any_size
 from fff.kernels.leaves import LeafOperands, Leaves, dense, mixture
 from fff.layers.base import Flops, Hardenable, Settings
-from fff.layers.checks import one_of, whole_number
+from fff.layers.checks import one_of, true_or_false, whole_number
 from fff.layers.operands import computing_dtype
 from fff.losses import Decisions
 from fff.topology import first_node
 
 # The weights that autocast casts, by name.
 WEIGHTS = ("w_node", "b_node", "w_in", "b_in", "w_out", "b_out")
+VALUE = ("w_value", "b_value")  # of gated leaves
 MASTER = ("master_w_in", "master_b_in", "master_w_out", "master_b_out")
+MASTER_VALUE = ("master_w_value", "master_b_value")
 
 
 @dataclass(frozen=True)
@@ -34,17 +36,20 @@ class LeafSettings(Settings):
     leaf_width: int  # hidden neurons of a leaf network; there are 2^depth of them
     master_width: int = 0  # hidden neurons of the master leaf, which every token passes (arXiv 2405.16836)
     activation: str = "gelu"  # gelu, gelu_tanh, relu, silu, tanh, identity
+    gated: bool = False  # whether each hidden neuron has a second row in, whose product its activation is multiplied by
 
     def __post_init__(self) -> None:
         whole_number("depth", self.depth, 0, 20, example=5)
         whole_number("leaf_width", self.leaf_width, 1, example=8)
         whole_number("master_width", self.master_width, 0)
         one_of("activation", self.activation, ACTIVATIONS, self.kind)
+        true_or_false("gated", self.gated)
 
     @property
     def tag(self) -> str:
-        """leaf_width x depth, e.g. "leaf8x5", and "+m4" for a master leaf of 4 neurons."""
-        return f"leaf{self.leaf_width}x{self.depth}" + (f"+m{self.master_width}" if self.master_width else "")
+        """leaf_width x depth, e.g. "leaf8x5" or "gated-leaf8x5", and "+m4" for a master leaf of 4 neurons."""
+        name = f"{'gated-' if self.gated else ''}leaf{self.leaf_width}x{self.depth}"
+        return name + (f"+m{self.master_width}" if self.master_width else "")
 
     @property
     def neurons_trained(self) -> int:
@@ -57,8 +62,8 @@ class LeafSettings(Settings):
         return self.leaf_width + self.master_width
 
     def flops(self, d_in: int, d_out: int) -> Flops:
-        """A row in and a row out per hidden neuron, a row in per decision."""
-        neuron, decision = 2 * (d_in + d_out), 2 * d_in
+        """A row in, gated another, and a row out per hidden neuron, a row in per decision."""
+        neuron, decision = 2 * (d_in * (2 if self.gated else 1) + d_out), 2 * d_in
         used = decision * self.depth + neuron * self.neurons_used
         trained = decision * first_node(self.depth) + neuron * self.neurons_trained
         return Flops(float(used), float(trained))
@@ -74,6 +79,7 @@ class LeafSettings(Settings):
             self.leaf_width,
             activation=self.activation,
             master_width=self.master_width,
+            gated=self.gated,
             device=device,
             dtype=dtype,
         )
@@ -86,7 +92,8 @@ class LeafFFF(Hardenable):
     output is its leaf's act(x w_in^T + b_in) w_out + b_out. Soft, which is the paper's and this layer's default in
     training, it is the mean of all leaves weighted by the product of sigmoid(+-s / temperature) along their paths
     (arXiv 2308.14711, "Method"). With a master leaf the output is k * master(x) + (1 - k) * that (arXiv 2405.16836);
-    k is trained without bounds from 0.5. Shapes: (..., d_in) -> (..., d_out).
+    k is trained without bounds from 0.5. Gated, a leaf's and the master's hidden neurons are
+    act(x w_in^T + b_in) * (x w_value^T + b_value) (arXiv 2002.05202). Shapes: (..., d_in) -> (..., d_out).
 
     In training with form "hard" the decisions have zero gradients (not none: data parallel training wants every
     parameter used). The soft form's memory is bounded by its chunks; auxiliary losses and the region leak keep some
@@ -99,15 +106,17 @@ class LeafFFF(Hardenable):
         dropout: probability of dropping a hidden neuron of a leaf, in training.
         region_leak: probability in [0, 0.5] that a decision is turned round in training.
         master_width: hidden neurons of the master leaf; 0 for none.
+        gated: whether leaves and master are gated.
         chunk_neurons: hidden neurons (tokens x leaves x leaf_width) that the soft form holds at a time; where there are
             more, the backward pass computes them again.
         provider: who computes the hard forms, see fff.kernels: "masked" computes all leaves, "gather" the tokens' own
-            in plain torch, "cpu" in C++ (as "gather" at depth 0 and with dropout); "auto" takes the fastest available.
+            in plain torch, "cpu" in C++ (as "gather" at depth 0, with dropout and gated); "auto" takes the fastest
+            available.
         device, dtype: of the parameters; torch's defaults unless given.
 
     Parameters: w_node (2^depth - 1, d_in) and b_node (2^depth - 1), None at depth 0; w_in (2^depth, leaf_width, d_in),
-    b_in (2^depth, leaf_width), w_out (2^depth, leaf_width, d_out), b_out (2^depth, d_out); with a master leaf the same
-    of one leaf, named master_*, and mix (), its k.
+    b_in (2^depth, leaf_width), w_out (2^depth, leaf_width, d_out), b_out (2^depth, d_out); gated also w_value and
+    b_value, of w_in's and b_in's shapes; with a master leaf the same of one leaf, named master_*, and mix (), its k.
 
     Raises:
         ValueError: a size below its minimum, a probability out of bounds, an unknown activation or provider.
@@ -127,6 +136,7 @@ class LeafFFF(Hardenable):
         dropout: float = 0.0,
         region_leak: float = 0.0,
         master_width: int = 0,
+        gated: bool = False,
         chunk_neurons: int = 2**23,
         provider: str = "auto",
         device: torch.device | str | None = None,
@@ -158,9 +168,13 @@ class LeafFFF(Hardenable):
         self.b_in = nn.Parameter(empty(leaves, leaf_width))
         self.w_out = nn.Parameter(empty(leaves, leaf_width, d_out))
         self.b_out = nn.Parameter(empty(leaves, d_out))
+        self.gated = gated
+        self.w_value = nn.Parameter(torch.empty_like(self.w_in)) if gated else None
+        self.b_value = nn.Parameter(torch.empty_like(self.b_in)) if gated else None
         shapes = ((master_width, d_in), (master_width,), (master_width, d_out), (d_out,))
-        for name, shape in zip(MASTER, shapes, strict=True):
-            self.register_parameter(name, nn.Parameter(empty(shape)) if master_width else None)
+        for name, shape in zip((*MASTER, *MASTER_VALUE), (*shapes, *shapes[:2]), strict=True):
+            there = master_width and (gated or name in MASTER)
+            self.register_parameter(name, nn.Parameter(empty(shape)) if there else None)
         self.mix = nn.Parameter(empty(())) if master_width else None
         self.reset_parameters()
 
@@ -210,8 +224,8 @@ class LeafFFF(Hardenable):
         apply = self._soft if self.active_form == "soft" and self.depth else self._on_path
         y, decisions = apply(flat, weights, with_decisions)
         if self.mix is not None:
-            master = Leaves(*(weights[name] for name in MASTER))
-            y = torch.lerp(y, dense(flat, master, self.activation, self._dropout), self.mix.to(y.dtype))
+            master = dense(flat, self._leaves(weights, "master_"), self.activation, self._dropout)
+            y = torch.lerp(y, master, self.mix.to(y.dtype))
         return y.view(*x.shape[:-1], self.d_out), decisions
 
     def _on_path(self, x: Tensor, weights: dict[str, Tensor], with_decisions: bool) -> tuple[Tensor, Decisions | None]:
@@ -263,8 +277,9 @@ class LeafFFF(Hardenable):
             self._dropout,
         )
 
-    def _leaves(self, weights: dict[str, Tensor]) -> Leaves:
-        return Leaves(*(weights[name] for name in WEIGHTS[2:]))
+    def _leaves(self, weights: dict[str, Tensor], prefix: str = "") -> Leaves:
+        always = (weights[prefix + name] for name in WEIGHTS[2:])
+        return Leaves(*always, *(weights.get(prefix + name) for name in VALUE))
 
     @property
     def _dropout(self) -> float:
@@ -273,7 +288,10 @@ class LeafFFF(Hardenable):
     def _operands(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Input and weights in the dtype of the computation: autocast's as for nn.Linear, else their own."""
         dtype = computing_dtype(x, self.w_in, self.d_in)
-        named = {name: getattr(self, name) for name in ((*WEIGHTS, *MASTER) if self.master_width else WEIGHTS)}
+        names = (*WEIGHTS, *VALUE) if self.gated else WEIGHTS
+        if self.master_width:
+            names = (*names, *MASTER, *MASTER_VALUE)
+        named = {name: getattr(self, name) for name in names}
         return x.to(dtype), {  # for one token, asking a weight to be what it is takes longer than to look
             name: weight if weight.dtype == dtype else weight.to(dtype)
             for name, weight in named.items()
@@ -289,6 +307,7 @@ class LeafFFF(Hardenable):
         """Sizes and choices, for print."""
         leaves = f"{2**self.depth} leaves of {self.leaf_width} neurons"
         master = f", master_width={self.master_width}" if self.master_width else ""
+        master += ", gated=True" if self.gated else ""
         return (
             f"{self.d_in}, {self.d_out}, depth={self.depth} ({leaves}), activation={self.activation}, "
             f"dropout={self.dropout}{master}, provider={self.provider}"

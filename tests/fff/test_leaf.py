@@ -9,7 +9,9 @@ from torch.nn.functional import gelu, linear
 import fff.layers.leaf
 from fff import LeafFFF
 from fff.hardening import set_hardening, soft_evaluation
+from fff.kernels import LEAF
 from fff.kernels.leaves import Leaves, one_leaf_each
+from fff.layers.leaf import MASTER_VALUE, VALUE, LeafSettings
 from fff.reference import leaf_fff, soft_leaf_fff, with_master_leaf
 
 FORMS = ["hard", "soft", "straight_through"]
@@ -39,6 +41,7 @@ def defined(module: LeafFFF, x: torch.Tensor, form: str, **options) -> torch.Ten
     """The definition's output; zero gradients stand where it has none."""
     nodes = [module.w_node, module.b_node] if module.depth else [x.new_zeros(0, 7), x.new_zeros(0)]
     weights = [*nodes, module.w_in, module.b_in, module.w_out, module.b_out]
+    options |= {name: getattr(module, name) for name in VALUE}
     if form == "soft":
         y = soft_leaf_fff(x, *weights, module.activation, module.temperature, **options)
     else:
@@ -46,7 +49,8 @@ def defined(module: LeafFFF, x: torch.Tensor, form: str, **options) -> torch.Ten
         y = leaf_fff(x, *weights, module.activation, temperature=temperature, **options).y
     if module.mix is not None:
         master = [getattr(module, name) for name in fff.layers.leaf.MASTER]
-        y = with_master_leaf(y, x, *master, module.mix, module.activation)
+        values = [getattr(module, name) for name in MASTER_VALUE]
+        y = with_master_leaf(y, x, *master, module.mix, module.activation, *values)
     return y + 0 * sum(parameter.sum() for parameter in module.parameters()) + 0 * x.sum()
 
 
@@ -67,6 +71,37 @@ def test_every_form_equals_its_definition(form: str, dtype: torch.dtype) -> None
         expected = everything(defined(module, x, form), inputs)
         for ours, theirs in zip(everything(module(x), inputs), expected, strict=True):
             torch.testing.assert_close(ours, theirs, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("provider", LEAF.providers)
+@pytest.mark.parametrize("form", FORMS)
+def test_gated_leaves_equal_their_definition_whoever_computes(form: str, provider: str) -> None:
+    dtype = torch.float32 if provider == "cpu" else double
+    close = {"atol": TOLERANCE[dtype], "rtol": TOLERANCE[dtype]}
+    for tokens, (depth, width), master in ((9, (0, 5), 0), (9, (2, 3), 4), (300, (3, 4), 0), (40, (6, 3), 2)):
+        settings = {"gated": True, "master_width": master, "activation": "silu"}
+        module = layer(depth, width, form=form, **settings)
+        x = clear_tokens(module, torch.randn(tokens, 7, dtype=dtype)).requires_grad_()
+        module.to(dtype).provider = provider
+        inputs = [x, *module.parameters()]
+        expected = everything(defined(module, x, form), inputs)
+        for ours, theirs in zip(everything(module(x), inputs), expected, strict=True):
+            torch.testing.assert_close(ours, theirs, **close)
+        with torch.no_grad():
+            torch.testing.assert_close(module.eval()(x), defined(module, x, "hard"), **close)
+
+
+def test_a_gate_costs_a_row_in() -> None:
+    plain, gated = (LeafSettings(2, 4, 3, gated=each) for each in (False, True))
+    assert (plain.tag, gated.tag) == ("leaf4x2+m3", "gated-leaf4x2+m3")
+    for settings in (plain, gated):
+        assert (settings.neurons_used, settings.neurons_trained) == (7, 19)
+    more = [theirs - ours for ours, theirs in zip(plain.flops(10, 6), gated.flops(10, 6), strict=True)]
+    assert more == [2 * 10 * 7, 2 * 10 * 19]
+    names = {name for name, _ in gated.build(10, 6).named_parameters()}
+    assert names - {name for name, _ in plain.build(10, 6).named_parameters()} == {*VALUE, *MASTER_VALUE}
+    with pytest.raises(ValueError, match=r"`gated` is 1; set it to true or false"):
+        LeafSettings(2, 4, gated=1)
 
 
 @pytest.mark.parametrize("form", FORMS)

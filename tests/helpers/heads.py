@@ -22,6 +22,7 @@ KINDS_OF_LAYER = {
     "fixed": {"kind": "fixed", "trees": 2, "depth": 3, "path": "random"},
     "token": {"kind": "fixed", "trees": 2, "depth": 3, "path": "token"},
     "leaf": {"kind": "leaf", "depth": 3, "leaf_width": 4, "master_width": 4},
+    "gated leaf": {"kind": "leaf", "depth": 3, "leaf_width": 4, "master_width": 4, "gated": True},
     "moe": {"kind": "moe", "experts": 4, "expert_width": 8, "top": 2},
     "none": {"kind": "none"},
     "path": {"kind": "path", "trees": 2, "depth": 3},

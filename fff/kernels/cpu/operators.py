@@ -115,26 +115,30 @@ def cpu(operands: PathOperands) -> PathResult:
 def leaf_output(operands: LeafOperands) -> Tensor:
     """y (N, K) alone; otherwise as `leaf`."""
     x, w_node, b_node, leaves, activation, flips, *_ = operands
-    if w_node is None or gradients_wanted((*operands, *leaves)) or flips is not None or operands.dropout:
+    if in_plain_torch(operands) or gradients_wanted((*operands, *leaves)) or flips is not None:
         return leaf(operands).y
-    return torch.ops.fff.cpu_leaf_infer.default(x, w_node, b_node, *leaves, ACTIVATION_IDS[activation])
+    return torch.ops.fff.cpu_leaf_infer.default(x, w_node, b_node, *leaves[:4], ACTIVATION_IDS[activation])
+
+
+def in_plain_torch(operands: LeafOperands) -> bool:
+    """Whether `fff.kernels.leaves.own_leaf` computes it: depth 0, which is a dense layer, dropout, and gated leaves."""
+    return operands.w_node is None or bool(operands.dropout) or operands.leaves.gated
 
 
 @differentiable(all_leaves)
 def leaf(operands: LeafOperands) -> PathResult:
     """LeafFFF's hard forms by one small network per leaf with tokens: y (N, K), float32 scores (N, 1, D).
 
-    Bits as `cpu`'s. At depth 0, which is a dense layer, and with dropout plain torch computes it,
-    `fff.kernels.leaves.own_leaf`.
+    Bits as `cpu`'s, but for what `in_plain_torch` names.
 
     Raises:
         ValueError: tensors of another dtype, device or size than x.
     """
-    x, w_node, b_node, leaves, activation, flips, temperature, straight_through, dropout = operands
-    if w_node is None or dropout:
+    x, w_node, b_node, leaves, activation, flips, temperature, straight_through, _ = operands
+    if in_plain_torch(operands):
         return own_leaf(operands)
     warmth = temperature if straight_through else None
-    given = (x, w_node, b_node, *leaves, ACTIVATION_IDS[activation], flips, warmth)
+    given = (x, w_node, b_node, *leaves[:4], ACTIVATION_IDS[activation], flips, warmth)
     y, place, scores, _ = torch.ops.fff.cpu_leaf_forward.default(*given)
     return PathResult(y, path_to(place[:, None], operands.depth + 1), scores[:, None])
 
@@ -142,7 +146,7 @@ def leaf(operands: LeafOperands) -> PathResult:
 def leaf_walk(operands: LeafOperands) -> tuple[Tensor, Tensor]:
     """LeafFFF's nodes (N, 1, D + 1) and scores (N, 1, D), as `leaf_output` walks in inference."""
     w, b = operands.w_node, operands.b_node
-    if w is None or b is None:
+    if w is None or b is None or in_plain_torch(operands):
         return own_walk(operands)
     # The decisions are a PathFFF of depth D - 1 of which the walk alone is wanted.
     _, nodes, scores = cpu(PathOperands(operands.x, w[None], b[None], w.new_zeros(1, len(w), 1), "identity"))
