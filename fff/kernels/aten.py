@@ -15,7 +15,7 @@ from fff.decisions import straight_through_gates
 from fff.int8 import quantised
 from fff.kernels.gather import DENSE_LEVELS
 from fff.kernels.int8 import EXACT, LARGEST, Int8Operands
-from fff.kernels.leaves import LeafOperands, Leaves, dense, gated, one_leaf_each
+from fff.kernels.leaves import LeafOperands, dense, gated, one_leaf_each
 from fff.kernels.operands import PathOperands, score_dtype
 from fff.reference import PathResult
 from fff.topology import child, depth_of, first_node, path_length, walk
@@ -43,7 +43,7 @@ def leaf(operands: LeafOperands) -> PathResult:
     x, _, _, leaves, activation, *_ = operands
     nodes, scores = leaf_walk(operands)
     if operands.depth == 0:
-        y = dense(x, Leaves(*(weight[0] for weight in leaves)), activation, operands.dropout)
+        y = dense(x, leaves.each(lambda weight: weight[0]), activation, operands.dropout)
     else:
         own = nodes[:, 0, -1] - first_node(operands.depth)
         y = one_leaf_each(x, own, leaves, activation, operands.dropout)

@@ -74,12 +74,16 @@ class Report:
 
     def __str__(self) -> str:
         new = f"{self.layer.tag}, {self.layer.neurons_trained} neurons trained, {self.layer.neurons_used} used"
-        rows = [f"{block} ({block.neurons} neurons) is now {new}" + _gone(block) for block in self.replaced]
+        rows = [f"{block} ({block.neurons} neurons) is now {new}" + _gone(block, self.layer) for block in self.replaced]
         return "\n".join([*rows, *(f"left {each}" for each in self.left)])
 
 
-def _gone(block: Block) -> str:
-    return "; its gate went with it" if block.gated else ""
+def _gone(block: Block, settings: Settings) -> str:
+    return "; its gate went with it" if block.gated and not _has_gate(settings) else ""
+
+
+def _has_gate(settings: Settings) -> bool:
+    return getattr(settings, "gated", False)
 
 
 def replace_feedforward(
@@ -114,10 +118,10 @@ def replace_feedforward(
     found = find_feedforward(model, sample)
     blocks = _chosen(found, where)
     for block in blocks:
-        if keep_gates and block.gated and not getattr(settings, "gated", False):
+        if keep_gates and block.gated and not _has_gate(settings):
             raise ValueError(
                 f"{block} has a gate, and kind {settings.kind} ({settings.tag}) takes none; leave keep_gates=False, "
-                "by which the gate goes with the block, or take kind dense with activation gated_gelu."
+                "by which the gate goes with the block, or take kind leaf with gated=True."
             )
     layers = [_built(model, block, settings) for block in blocks]  # all, before any is put
     for block, new in zip(blocks, layers, strict=True):

@@ -77,6 +77,51 @@ def llama() -> t.LlamaForCausalLM:
     return t.LlamaForCausalLM(config).eval()
 
 
+GGUF_BLOCK = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+GGUF_WHOLE = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+
+
+def write_gguf(path: Path, model: t.LlamaForCausalLM) -> None:
+    """A decoder's float32 weights in one .gguf file, without a tokenizer. Needs the package gguf."""
+    from gguf import GGUFWriter
+
+    config = model.config
+    writer = GGUFWriter(str(path), "llama")
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_vocab_size(config.vocab_size)
+    for key, weight in model.state_dict().items():
+        name = key.removesuffix(".weight")
+        if name in GGUF_WHOLE:
+            theirs = GGUF_WHOLE[name]
+        else:
+            _, _, number, inner = name.split(".", 3)
+            theirs = f"blk.{number}.{GGUF_BLOCK[inner]}"
+        if name.endswith(("q_proj", "k_proj")):  # its rotation takes neighbours, transformers' takes halves
+            weight = weight.unflatten(0, (config.num_attention_heads, 2, -1)).transpose(1, 2).flatten(0, 2)
+        writer.add_tensor(f"{theirs}.weight", weight.contiguous().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
 def teacher(model: Any = None) -> Teacher:
     """The model with its tokenizer."""
     return teacher_of(bert() if model is None else model, tokenizer(), "tiny")

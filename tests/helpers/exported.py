@@ -16,6 +16,7 @@ SPECIFICATIONS = {
     "shared": {"kind": "path", "depth": 5, "trees": 1, "shared": 4},
     "leaf": {"kind": "leaf", "depth": 6, "leaf_width": 3, "master_width": 2},
     "shallow leaf": {"kind": "leaf", "depth": 0, "leaf_width": 3},
+    "gated leaf": {"kind": "leaf", "depth": 3, "leaf_width": 3, "master_width": 2, "activation": "silu", "gated": True},
     "dense": {"kind": "dense", "width": 8, "activation": "gated_gelu"},
     "fixed": {"kind": "fixed", "depth": 3, "trees": 2},
     "moe": {"kind": "moe", "experts": 4, "expert_width": 4, "top": 2},

@@ -155,7 +155,7 @@ def used_neurons(target: Target, dense: int) -> int:
     """Neurons that a token uses in a block."""
     if target.kind == DENSE:
         return dense
-    return target.neurons if target.in_place else target.settings("gelu").neurons_used
+    return target.neurons if target.in_place else target.settings("gelu", gated=False).neurons_used
 
 
 def is_whole(record: Record, config: DistillConfig) -> bool:

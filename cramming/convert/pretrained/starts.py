@@ -119,13 +119,13 @@ def _leaves(layer: LeafFFF, dense: Dense, sample: Sample, ridge: float, generato
     half = 2.0 if layer.mix is not None else 1.0  # the layer takes the mean of leaf and master, and here they add up
     for number, fit in enumerate(fits):
         rows = fit.rows(shared)
-        layer.w_in[number], layer.b_in[number] = dense.w_in[fit.chosen], dense.b_in[fit.chosen]
+        for name, value in dense.rows_in(fit.chosen).items():
+            getattr(layer, name)[number] = value
         layer.w_out[number], layer.b_out[number] = half * rows[:-1], half * rows[-1]
     if layer.master_width and layer.mix is not None:
         layer.mix.fill_(0.5)
-        values = (dense.w_in[trunk], dense.b_in[trunk], half * shared)
-        for name, value in zip(MASTER, values, strict=False):
-            getattr(layer, name)[: len(trunk)] = value
+        for name, value in {**dense.rows_in(trunk), "w_out": half * shared}.items():
+            getattr(layer, f"master_{name}")[: len(trunk)] = value
         getattr(layer, MASTER[-1]).zero_()
 
 

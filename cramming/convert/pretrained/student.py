@@ -70,8 +70,10 @@ def refuse(denses: Sequence[Dense], target: Target, *, keep_gates: bool) -> None
             gated=dense.block.gated,
             keep_gates=keep_gates,
         )
-    if len({dense.activation for dense in denses}) > 1:
-        raise UserError("distill.model: its blocks have different activations, and all become one kind of layer.")
+    if len({(dense.activation, dense.block.gated) for dense in denses}) > 1:
+        raise UserError(
+            "distill.model: its blocks have different activations or gates, and all become one kind of layer."
+        )
 
 
 def student_of(model: Any, denses: Sequence[Dense], target: Target, seed: int) -> tuple[Any, list[Piece]]:
@@ -84,7 +86,7 @@ def student_of(model: Any, denses: Sequence[Dense], target: Target, seed: int) -
                 _narrow(made, dense, target.neurons)
             _note_neurons(made.config, denses[0].block.neurons, target.neurons)
         else:
-            replace_feedforward(made, target.settings(denses[0].activation))
+            replace_feedforward(made, target.settings(denses[0].activation, denses[0].block.gated))
     for module in made.modules():
         if isinstance(module, Hardenable):
             module.form = "hard"

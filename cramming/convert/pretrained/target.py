@@ -42,9 +42,11 @@ class Target:
         """Whether the model's own linears stay, with fewer neurons."""
         return self.kind == "narrow"
 
-    def settings(self, activation: str) -> Settings:
-        """A tree's or `none`'s settings, with the block's activation."""
-        chosen = {"activation": activation} if self.kind in ("path", "leaf") else {}
+    def settings(self, activation: str, gated: bool) -> Settings:
+        """A tree's or `none`'s settings, with the block's activation and, of leaves, its gate."""
+        chosen: dict[str, Any] = {"activation": activation} if self.kind in ("path", "leaf") else {}
+        if self.kind == "leaf":
+            chosen["gated"] = gated
         return settings_from(self.specification | chosen, "distill.to")
 
 
@@ -78,13 +80,14 @@ def refuse_unfit(target: Target, path: str, *, neurons: int, activation: str, ga
     """
     if target.in_place and target.neurons > neurons:
         raise UserError(f"distill.to is {target.text}, and {path} has {neurons} neurons; ask for at most as many.")
-    if gated and keep_gates and target.kind in ("path", "leaf"):
+    if gated and keep_gates and target.kind == "path":
         raise UserError(
-            f"distill.to is {target.text}, and {path} has a gate, which kind {target.kind} cannot take; set "
-            "distill.keep_gates=false (the gate goes with the block), or take narrow:K, which keeps gates."
+            f"distill.to is {target.text}, and {path} has a gate, which kind path cannot take; set "
+            "distill.keep_gates=false (the gate goes with the block), or take leaf:DxW or narrow:K, which keep gates."
         )
-    if target.kind == "path" and target.specification["shared"] and activation != "gelu":
+    if target.kind == "path" and target.specification["shared"] and (gated or activation != "gelu"):
+        has = f"the activation {activation}" + (" and a gate" if gated else "")
         raise UserError(
-            f"distill.to is {target.text}, and {path} has the activation {activation}, while kind path's dense "
-            "neurons beside the trees are gelu alone; leave out the +S, or take leaf:DxW+S, which takes any."
+            f"distill.to is {target.text}, and {path} has {has}, while kind path's dense neurons beside the trees "
+            "are plain gelu alone; leave out the +S, or take leaf:DxW+S, which takes any."
         )

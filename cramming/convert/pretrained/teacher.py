@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
@@ -55,7 +56,7 @@ def load_teacher(given: str, tokenizer: str | None = None) -> Teacher:
         try:
             causal = _is_causal(source, options)
             auto = AutoModelForCausalLM if causal else AutoModel
-            model = auto.from_pretrained(source, dtype=torch.float32, **NO_CODE, **options)
+            model = auto.from_pretrained(source, dtype=torch.float32, **NO_CODE, **options, **_unpacked(options))
         except UserError:
             raise
         except MemoryError:
@@ -84,6 +85,8 @@ def teacher_of(model: nn.Module, tokenizer: Any, name: str = "model") -> Teacher
         raise UserError(
             f"distill.model: {type(model).__name__} is an encoder with a decoder; give an encoder or a decoder alone."
         )
+    if getattr(model, "is_quantized", False):
+        raise UserError(f"distill.model: {name} is quantised; give a model of plain float weights.")
     rows = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
     highest = max(tokenizer.get_vocab().values(), default=-1)
     if highest >= rows:
@@ -122,6 +125,12 @@ def _source(given: str) -> tuple[str, dict[str, Any]]:
     if not path.is_dir() and (path.is_absolute() or given.startswith(".")):
         raise UserError(f"distill.model: {given} is missing.")
     return given, {}
+
+
+def _unpacked(options: dict[str, Any]) -> dict[str, Any]:
+    """So that a .gguf file's blocks become plain float weights; older versions of transformers do nothing else."""
+    config = getattr(transformers, "GgufConfig", None)
+    return {"quantization_config": config(dequantize=True)} if options and config is not None else {}
 
 
 def _is_causal(source: str, options: dict[str, Any]) -> bool:

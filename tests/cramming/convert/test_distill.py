@@ -8,12 +8,13 @@ import torch
 from scipy.stats import spearmanr
 from tokenizers import Tokenizer, models
 from torch import nn
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from cramming.convert.pretrained.config import DistillConfig
 from cramming.convert.pretrained.convert import convert
 from cramming.convert.pretrained.dense import prove
 from cramming.convert.pretrained.equations import Equations, choose, solve
+from cramming.convert.pretrained.folder import write_folder
 from cramming.convert.pretrained.job import Job, Texts
 from cramming.convert.pretrained.judge import kept, neighbours
 from cramming.convert.pretrained.splits import scale_of, split_level
@@ -22,8 +23,8 @@ from cramming.convert.pretrained.teacher import load_teacher, teacher_of
 from cramming.convert.pretrained.text import padded, refuse_unread
 from cramming.convert.pretrained.training import Whole
 from cramming.errors import UserError
-from fff import surgery
-from tests.helpers.distilled import QUICK, bert, documents, job, llama, tokenizer
+from fff import LeafFFF, surgery
+from tests.helpers.distilled import QUICK, bert, documents, job, llama, tokenizer, write_gguf
 
 STILL = {"block_tokens": 0, "whole_tokens": 0}
 
@@ -52,7 +53,7 @@ def sample() -> dict[str, torch.Tensor]:
 def test_targets_are_read(text: str, tag: str, used: int) -> None:
     target = read_target(text)
     assert target.tag == tag
-    assert target.settings("gelu").neurons_used == used
+    assert target.settings("gelu", gated=False).neurons_used == used
 
 
 @pytest.mark.parametrize(
@@ -133,9 +134,10 @@ def test_training_lowers_a_blocks_error(tmp_path: Path, text: str) -> None:
     assert errors["trained"] < errors["begun"]
 
 
-def test_a_leafs_neurons_and_trunk_solve_their_least_squares_together(tmp_path: Path) -> None:
+@pytest.mark.parametrize("model", [bert, llama])
+def test_a_leafs_neurons_and_trunk_solve_their_least_squares_together(tmp_path: Path, model: Any) -> None:
     # With every neuron in the trunk, and none of them in a leaf that could add, all of the block is there again.
-    _, found = made(tmp_path, "leaf:1x1+48", ridge=1e-9, **STILL)
+    _, found = made(tmp_path, "leaf:1x1+48", model(), ridge=1e-9, **STILL)
     assert found.errors["begun"] < 1e-4
 
 
@@ -237,6 +239,40 @@ def test_a_decoder_is_judged_by_perplexity(tmp_path: Path) -> None:
     assert all(each["perplexity"] > 1 for each in metrics.values())
 
 
+@pytest.mark.parametrize("text", ["leaf:1x12+8", "path:1x3", "narrow:12", "none"])
+def test_a_decoder_of_one_gguf_file_is_converted_saved_loaded_and_speaks(tmp_path: Path, text: str) -> None:
+    pytest.importorskip("gguf", reason="reads .gguf files (extra `gguf`)")
+    dense = llama()
+    write_gguf(tmp_path / "tiny.gguf", dense)
+    tokenizer().save_pretrained(tmp_path / "tokenizer")
+    found = load_teacher(str(tmp_path / "tiny.gguf"), str(tmp_path / "tokenizer"))
+    assert (found.causal, found.name) == (True, "tiny")
+    ids = sample()["input_ids"][:1, :9]
+    with torch.no_grad():
+        assert torch.equal(found.model(ids).logits, dense(ids).logits)
+    converted = made(tmp_path / "work", text, found.model)[1]
+    write_folder(converted, found, {}, tmp_path / "model", replace=False)
+    load = AutoModelForCausalLM.from_pretrained if text.startswith("narrow") else surgery.load
+    again = load(tmp_path / "model")
+    settings = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 5, "do_sample": False}
+    assert torch.equal(again.generate(ids, **settings), converted.model.generate(ids, **settings))
+    assert "AutoModelForCausalLM" in (tmp_path / "model/README.md").read_text() or text.startswith("narrow")
+
+
+def test_leaves_keep_a_decoders_gates_and_begin_better_with_them(tmp_path: Path) -> None:
+    job_, found = made(tmp_path, "leaf:1x12+8", llama(), **STILL)
+    layers = [module for module in found.model.modules() if isinstance(module, LeafFFF)]
+    assert len(layers) == 2
+    for layer, dense in zip(layers, job_.denses, strict=True):
+        assert layer.gated
+        assert layer.activation == "silu"
+        rows = {tuple(row) for row in torch.cat([dense.w_in, dense.w_value], 1).tolist()}
+        mine = torch.cat([layer.w_in, layer.w_value], -1).flatten(0, 1)
+        mine = torch.cat([mine, torch.cat([layer.master_w_in, layer.master_w_value], -1)])
+        assert {tuple(row) for row in mine.tolist()} <= rows  # each neuron with its own gate
+    assert found.errors["begun"] < 0.9 * made(tmp_path / "none", "none", llama(), **STILL)[1].errors["begun"]
+
+
 # What is wrong -> what the one line must name.
 def test_bad_input_is_one_clear_error_before_long_work(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"config\.json"):
@@ -272,7 +308,7 @@ def test_bad_input_is_one_clear_error_before_long_work(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"narrow:64.*48 neurons"):
         job(tmp_path, to="narrow:64")
     with pytest.raises(UserError, match=r"gate.*distill\.keep_gates"):
-        job(tmp_path, llama(), keep_gates=True)
+        job(tmp_path, llama(), to="path:1x2", keep_gates=True)
     with pytest.raises(UserError, match=r"path:1x2\+4.*silu"):
         job(tmp_path, llama(), to="path:1x2+4")
     assert not list(tmp_path.glob("recording*"))

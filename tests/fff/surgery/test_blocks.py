@@ -245,6 +245,15 @@ def test_the_report_says_what_was_replaced_by_what_and_what_was_left() -> None:
     ]
 
 
+def test_gated_leaves_keep_a_gate() -> None:
+    gated = {"kind": "leaf", "depth": 2, "leaf_width": 4, "activation": "silu", "gated": True}
+    text = str(replace_feedforward(foreign("llama"), gated, keep_gates=True))
+    assert "gated-leaf4x2, 16 neurons trained, 4 used\n" in text
+    assert "gate went" not in text
+    with pytest.raises(ValueError, match=r"kind leaf \(leaf4x2\) takes none; .*kind leaf with gated=True"):
+        replace_feedforward(foreign("llama"), gated | {"gated": False}, keep_gates=True)
+
+
 def test_an_activation_written_in_a_forward_is_known_where_the_module_is_all_block() -> None:
     model = nn.ModuleList([InForward(residual=False), InForward(residual=True), InForward(False, dropout=0.5)])
     found = find_feedforward(model)
