@@ -4,6 +4,7 @@
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -24,7 +25,7 @@ class Weights:
     blocks: int
 
 
-def weights(ffn: dict, **sizes: int) -> Weights:
+def weights(ffn: dict, **sizes: Any) -> Weights:
     """Of the crammed BERT with a feedforward layer of that specification; needs no memory."""
     specification = settings_from(ffn, "ffn").specification()
     with torch.device("meta"):
