@@ -96,12 +96,15 @@ def load(folder: str | Path, **options: Any) -> nn.Module:
             f"{folder}/config.json has architectures = {config.get('architectures')}, and transformers "
             f"{transformers.__version__} has no such class; install the version that wrote it."
         )
-    model, told = _with_layers(found).from_pretrained(
-        folder, output_loading_info=True, use_safetensors=True, local_files_only=True, **options
-    )
+    fixed = {"output_loading_info": True, "ignore_mismatched_sizes": True, "use_safetensors": True}
+    try:
+        model, told = _with_layers(found).from_pretrained(folder, **fixed, local_files_only=True, **options)
+    except importlib.import_module("safetensors").SafetensorError as error:  # which transformers brings
+        raise ValueError(f"{folder}: a *.safetensors is cut or damaged ({error}); copy it again.") from None
     wrong = {what: sorted(map(str, told[what])) for what in ("missing_keys", "unexpected_keys", "mismatched_keys")}
     if any(wrong.values()):
-        raise ValueError(f"{folder}: its weights are not the model's, {wrong}; save the model again.")
+        shown = ", ".join(f"{len(keys)} {what} ({keys[0]})" for what, keys in wrong.items() if keys)
+        raise ValueError(f"{folder}: its weights are not the model's: {shown}; save the model again.")
     model.__class__ = found  # what differs is done; so it is saved under its own name
     if CODE.removesuffix(".py") in str(getattr(model.config, "auto_map", "")):
         del model.config.auto_map  # `save` writes it, with the code

@@ -131,6 +131,11 @@ def cut_weights(folder: Path) -> None:
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
 
+def cut_file(folder: Path, share: float) -> None:
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[: int(share * len(whole))])
+
+
 def module(config: dict[str, Any]) -> dict[str, Any]:
     return config["fff"][0]["modules"][0]
 
@@ -143,6 +148,12 @@ def module(config: dict[str, Any]) -> dict[str, Any]:
         (without_key, "has no `fff`: nothing was replaced.*from_pretrained"),
         (lambda folder: (folder / "model.safetensors").unlink(), "has no .*safetensors; save the model again"),
         (cut_weights, r"weights are not the model's.*missing_keys.*encoder.layer.1.intermediate.dense.w_in"),
+        (lambda folder: cut_file(folder, 0.5), r"a \*\.safetensors is cut or damaged .*copy it again"),
+        (lambda folder: cut_file(folder, 0.0), r"a \*\.safetensors is cut or damaged"),
+        (
+            lambda folder: change(folder, lambda c: c.update(hidden_size=64)),
+            r"weights are not the model's: \d+ mismatched_keys \(.*embeddings",
+        ),
         (
             lambda folder: change(folder, lambda c: c.update(architectures=["OurModel"])),
             r"architectures = \['OurModel'\]",
