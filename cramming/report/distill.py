@@ -29,10 +29,11 @@ COLUMNS = {
 NOTES = """A dense model's feedforward blocks become trees (`make distill`), and the controls stand beside them: no
 blocks (`none`), and the best k neurons of each dense block, refitted (`narrow:k`). All are fitted and trained end to
 end in the same way on the same text. In use: linears that stay dense, and trees of neurons, in int8, as is timed.
-Spearman: STS-B's dev set; neighbours: share of the ten nearest of each held-out piece of text that stay the dense
-model's; cosine: to the dense model's embedding. Times: one pass of the whole encoder over 32 x 64 tokens (single: 1 x
-16), as a ratio in one run. Error of blocks: the share of variance behind the block's norm that a block alone does not
-explain. Median (min–max), n seeds. Where a control is as good and as fast, the trees are worth nothing there."""
+Perplexity: of decoders, on held-out paragraphs. Spearman: STS-B's dev set; neighbours: share of the ten nearest of each
+held-out piece of text that stay the dense model's; cosine: to the dense model's embedding. Times: one pass of the whole
+model over 32 x 64 tokens (single: 1 x 16), as a ratio in one run. Error of blocks: the share of variance behind the
+block's norm that a block alone does not explain. Median (min–max), n seeds. Where a control is as good and as fast, the
+trees are worth nothing there."""
 
 
 def distill_groups(records: Sequence[Record]) -> tuple[Groups, list[Record]]:

@@ -7,14 +7,23 @@ from typing import Any
 import torch
 from torch import nn
 
+from fff.layers.int8_linear import unusable
 from fff.layers.quantised import quantise_trees
+from fff.optimise import optimise_for_cpu
 
 
 def in_use(model: Any, rest: str) -> Any:
-    """A copy with linears in int8 (torch's dynamic quantisation) and trees of neurons in int8; or the model itself."""
+    """A copy with linears and trees of neurons in int8 (`fff.optimise`); or the model itself.
+
+    Where this machine cannot do those products, linears are torch's dynamically quantised ones, with one scale for each
+    matrix, which a decoder bears badly.
+    """
     if rest == "float32":
         return model
     made = copy.deepcopy(model).eval().requires_grad_(False)
+    if unusable() is None:
+        optimise_for_cpu(made, least=1)
+        return made
     quantise_trees(made)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.ao.quantization says that it will move to torchao

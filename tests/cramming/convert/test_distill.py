@@ -14,6 +14,7 @@ from cramming.convert.pretrained.config import DistillConfig
 from cramming.convert.pretrained.convert import convert
 from cramming.convert.pretrained.dense import prove
 from cramming.convert.pretrained.equations import Equations, choose, solve
+from cramming.convert.pretrained.faster import in_use
 from cramming.convert.pretrained.folder import write_folder
 from cramming.convert.pretrained.job import Job, Texts
 from cramming.convert.pretrained.judge import kept, neighbours
@@ -24,6 +25,7 @@ from cramming.convert.pretrained.text import padded, refuse_unread
 from cramming.convert.pretrained.training import Whole
 from cramming.errors import UserError
 from fff import LeafFFF, surgery
+from fff.layers.int8_linear import unusable
 from tests.helpers.distilled import QUICK, bert, documents, job, llama, tokenizer, write_gguf
 
 STILL = {"block_tokens": 0, "whole_tokens": 0}
@@ -257,6 +259,18 @@ def test_a_decoder_of_one_gguf_file_is_converted_saved_loaded_and_speaks(tmp_pat
     settings = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 5, "do_sample": False}
     assert torch.equal(again.generate(ids, **settings), converted.model.generate(ids, **settings))
     assert "AutoModelForCausalLM" in (tmp_path / "model/README.md").read_text() or text.startswith("narrow")
+
+
+@pytest.mark.skipif(unusable() is not None, reason=str(unusable()))
+@torch.no_grad()
+def test_a_decoder_in_use_is_in_int8_by_row_and_token() -> None:
+    dense, ids = llama(), sample()["input_ids"]
+    used = in_use(dense, "int8")
+    assert not any(isinstance(module, nn.Linear) for module in used.modules())
+    expected, found = dense(ids).logits, used(ids).logits
+    assert float((found - expected).norm() / expected.norm()) < 0.05
+    torch.testing.assert_close(used(ids[:1]).logits, found[:1])  # whatever texts stand beside it
+    assert in_use(dense, "float32") is dense
 
 
 def test_leaves_keep_a_decoders_gates_and_begin_better_with_them(tmp_path: Path) -> None:
