@@ -136,7 +136,7 @@ def timed(
             case(form, call),
             {**columns, "relative_error": error, "dtype": dtype_of(form), "library": form.library},
         )
-        for form, call, error in made(module, xs[0], forms, name)
+        for form, call, error in made(module, xs, forms, name, trees=forms is OURS)
     }
 
 

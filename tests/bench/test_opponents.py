@@ -10,7 +10,7 @@ from torch import nn
 
 from bench import forms
 from bench.encoder import Scale
-from bench.forms import FORMS, Form, made
+from bench.forms import FORMS, Form, distance, made
 from bench.opponents import DENSE, OURS, Size, measure_encoder, measure_layer
 from cramming.machine import CPU
 from fff.layers.int8_linear import unusable
@@ -37,7 +37,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_forms_compute_the_module_within_their_types_error(
     module: nn.Module, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = {form.name: (call, error) for form, call, error in made(module, torch.randn(5, 128), QUICK, "small")}
+    forms = made(module, [torch.randn(5, 128)], QUICK, "small", trees=False)
+    found = {form.name: (call, error) for form, call, error in forms}
     assert list(found) == [form.name for form in QUICK]
     assert found["float32"][1] == 0
     assert 0 < found["int8"][1] < found["int8 torch"][1] < 0.05, "a scale for each token is nearer than one for all"
@@ -51,14 +52,31 @@ def test_other_libraries_compute_it_too(module: nn.Module, name: str) -> None:
     form = BY_NAME[name]
     if reason := form.missing():
         pytest.skip(reason)
-    ((_, _, error),) = made(module, torch.randn(5, 128), (form,), "small")
+    ((_, _, error),) = made(module, [torch.randn(5, 128)], (form,), "small", trees=False)
     assert 0 < error < 0.05, "whole numbers of 8 bits"
 
 
 def test_a_form_that_computes_something_else_is_not_timed(module: nn.Module) -> None:
     wrong = replace(BY_NAME["int8"], make=lambda module, _: lambda x: 1.2 * module(x))
     with pytest.raises(AssertionError, match="small int8: another result, off by"):
-        list(made(module, torch.randn(5, 128), (wrong,), "small"))
+        list(made(module, [torch.randn(5, 128)], (wrong,), "small", trees=False))
+
+
+def test_tokens_that_went_another_way_are_counted_and_a_tree_may_have_a_few(module: nn.Module) -> None:
+    x = torch.randn(8, 128)
+    expected = module(x).detach()
+    found = expected * 1.01
+    found[3] = -expected[3]
+    off, apart = distance(found, expected)
+    assert (off, apart) == (pytest.approx(0.01, rel=1e-3), 1 / 8)
+    assert distance(-expected, expected) == (float("inf"), 1.0)
+    signs = torch.ones(8, 1)
+    signs[7] = -1
+    flipping = replace(BY_NAME["int8"], make=lambda module, _: lambda x: module(x) * signs)
+    ((_, _, error),) = made(module, [x], (flipping,), "small", trees=True)
+    assert error == 0
+    with pytest.raises(AssertionError, match=r"12\.5% of tokens another way"):
+        list(made(module, [x], (flipping,), "small", trees=False))
 
 
 def test_what_is_not_there_or_fails_is_left_out_with_the_reason(
@@ -69,12 +87,12 @@ def test_what_is_not_there_or_fails_is_left_out_with_the_reason(
 
     absent = Form("int8 nobody", fail, "no_such_package")
     failing = Form("int8 pytest", fail, "pytest")
-    assert list(made(module, torch.randn(5, 128), (absent, failing), "small")) == []
+    assert list(made(module, [torch.randn(5, 128)], (absent, failing), "small", trees=False)) == []
     printed = capsys.readouterr().out
     assert "left out   small int8 nobody: no_such_package cannot be imported" in printed
     assert "left out   small int8 pytest: RuntimeError: no such operator" in printed
     with pytest.raises(RuntimeError, match="no such operator"):  # ours and torch's must work
-        list(made(module, torch.randn(5, 128), (replace(failing, package="torch"),), "small"))
+        list(made(module, [torch.randn(5, 128)], (replace(failing, package="torch"),), "small", trees=False))
 
 
 @pytest.mark.usefixtures("quick")
