@@ -1,6 +1,6 @@
 """The compiled model of a run, made before its clock starts, and what CUDA graphs ask of the loop. Not the loop."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -13,10 +13,17 @@ from cramming.train.parts import Parts
 
 
 def compile_blocks(blocks: Iterable[nn.Module], config: TrainConfig) -> None:
-    """The same of each block of a model that is to be spread: its weights come and go between blocks."""
-    if config.compile:
-        for block in blocks:
-            block.forward = torch.compile(block.forward, dynamic=False, mode=config.compile_mode)
+    """The training passes of each block of a model that is to be spread: its weights come and go between blocks.
+
+    In evaluation blocks stay as they are: hooks look into them there, which a compiled pass would not call.
+    """
+    for block in blocks if config.compile else ():
+        block.forward = _fast_in_training(block, block.forward, config)
+
+
+def _fast_in_training(block: nn.Module, plain: Callable[..., Any], config: TrainConfig) -> Callable[..., Any]:
+    fast = torch.compile(plain, dynamic=False, mode=config.compile_mode)
+    return lambda *given, **named: (fast if block.training else plain)(*given, **named)
 
 
 def compiled(model: nn.Module, config: TrainConfig) -> nn.Module:

@@ -122,6 +122,19 @@ def test_in_bfloat16_they_follow_one_as_far_as_it_goes(tmp_path: Path) -> None:
     assert {value.dtype for value in weights(tmp_path / "two").values()} == {torch.float32}
 
 
+def train_compiled(folder: Path) -> None:
+    pretrain(root_of(folder, microbatch=4, sharding="fsdp", compile=True, **CASES["one tree, clipped"]))
+
+
+def test_compiled_blocks_train_alike_and_let_hooks_look_in(tmp_path: Path) -> None:
+    for ended in several(train_compiled, tmp_path, tmp_path / "two"):
+        assert ended.status == 0, ended.printed
+    pretrain(root_of(tmp_path / "one", microbatch=8, **CASES["one tree, clipped"]))
+    for one, two in zip(history_of(tmp_path / "one"), history_of(tmp_path / "two"), strict=True):
+        assert two["train/loss"] == pytest.approx(one["train/loss"], abs=2e-4)
+        assert two.get("fff/usage_entropy") == pytest.approx(one.get("fff/usage_entropy"), abs=1e-2)
+
+
 def diverge(folder: Path) -> None:
     step = Trainer.step
 
