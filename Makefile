@@ -8,15 +8,17 @@ list = $(subst $(space),$(comma),$(strip $(1)))
 PICK = experiment=$(EXP) $(if $(TREES),ffn.trees=$(TREES)) $(if $(DEPTH),ffn.depth=$(DEPTH)) $(if $(SEED),seed=$(SEED)) $(ARGS)
 SWEEP = experiment=$(EXP) $(if $(TREES),ffn.trees=$(call list,$(TREES)),$(if $(DEPTH),+sweep=family)) \
   $(if $(DEPTH),ffn.depth=$(call list,$(DEPTH))) $(if $(SEED),seed=$(call list,$(SEED))) $(ARGS)
-MANY = --jobs $(or $(JOBS),1) $(if $(RETRY),--retry) $(if $(LIST),--list)
+LAUNCHED = --launcher $(LAUNCHER) $(if $(JOBS),--jobs $(JOBS)) $(foreach each,$(LAUNCH),--launch $(each))
+MANY = $(if $(LAUNCHER),$(LAUNCHED),--jobs $(or $(JOBS),1)) $(if $(RETRY),--retry) $(if $(LIST),--list)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup prepare pretrain glue tables figures sweep micro images convert distill regions embed search bench test test-all lint clean
+.PHONY: help setup prepare pretrain glue tables figures sweep status micro images convert distill regions embed search bench test test-all lint clean
 
 help:  ## this text
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
 	@echo '  Variables: EXP=$(EXP) TREES= DEPTH= SEED= ARGS="any.hydra=override"   (sweep: DEPTH="3 5 7" TREES="1 4" SEED="0 1" ARGS="train.lr=1e-3,2e-3")'
-	@echo '  sweep, micro: JOBS=2 runs at a time; LIST=1 tells what is missing. The same command goes on, and tries again what ended'
+	@echo '  sweep, micro: JOBS=2 runs at a time; LIST=1 tells what is missing; LAUNCHER=joblib, submitit (SLURM) or ray,'
+	@echo '  with LAUNCH="timeout_min=600 slurm_partition=gpu", starts the runs. The same command goes on, and tries again what ended'
 	@echo '  with an error; what has a record of its failure (a loss that diverged) with RETRY=1. DEPTH alone: trees follow.'
 
 setup: .venv/.complete  ## environment in .venv, from requirements.lock
@@ -51,6 +53,9 @@ figures: setup  ## results/runs and results/bench -> results/figures, PNG and SV
 
 sweep: setup  ## pretrain over DEPTH, TREES, SEED and any key what is missing, then the tables
 	$(PY) scripts/sweep.py $(MANY) $(SWEEP)
+
+status: setup  ## what became of the sweeps, here and on other machines: finished, running, failed, missing, hours left
+	$(PY) scripts/status.py $(ARGS)
 
 micro: setup  ## what is a tree worth? trains the missing rows of configs/rows/micro.yaml, then tables and figures (JOBS=2)
 	$(PY) scripts/micro.py $(MANY) $(ARGS)

@@ -1,8 +1,7 @@
-"""Files that are complete or absent: atomic writes, folder commits, hashes, locks. Not for any format."""
+"""Files that are complete or absent: atomic writes, folder commits, hashes. Not for any format, nor locks."""
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -210,18 +209,3 @@ def no_space(folder: Path, key: str) -> Iterator[None]:
         if not is_full_disk(error):
             raise
         raise UserError(f"The disk of {folder} is full; free some space, or set {key} to another.") from error
-
-
-@contextmanager
-def locked(path: Path, *, wait: bool, busy: str = "") -> Iterator[None]:
-    """Hold an exclusive lock on `path` (made if missing). With wait=False a held lock is a UserError saying `busy`.
-
-    The lock dies with its process, so nothing stays locked after a kill -9.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            raise UserError(busy or f"{path} is locked by another process.") from None
-        yield

@@ -1,22 +1,21 @@
-"""Runs that stand side by side: which are missing, and each in its process. Not a run (train), nor a report (sweep)."""
+"""Runs that stand side by side: which, and how far each is. Not a run (train), nor how they are started (sweep)."""
 
-import os
-import subprocess
-import sys
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from cramming.config import CONFIGS, composed, expanded
 from cramming.data.prepare import prepare
 from cramming.errors import UserError
+from cramming.files import read_json
+from cramming.locks import Holder, holder
 from cramming.record import Record, read_record, recognised, record_file
+from cramming.train.history import last_row
 from cramming.train.root import PretrainRoot
-
-SCRIPT = CONFIGS.parent / "scripts" / "pretrain.py"
+from cramming.train.run import RunFolder
 
 
 @dataclass(frozen=True)
@@ -31,6 +30,26 @@ class Planned:
     def log(self) -> Path:
         """What the run prints, of all its starts."""
         return Path(self.root.output_dir) / "logs" / f"{self.root.run_name}.log"
+
+    @property
+    def failure_file(self) -> Path:
+        """How its last start failed, from the end of that to the next one."""
+        return self.log.with_suffix(".failed.json")
+
+    @property
+    def failure(self) -> dict[str, Any] | None:
+        """What that says: the "error", and on which "host" "when"."""
+        return read_json(self.failure_file) if self.failure_file.exists() else None
+
+    @property
+    def holder(self) -> Holder | None:
+        """Who trains it now."""
+        return holder(RunFolder(self.root.run_folder).lock)
+
+    @property
+    def progress(self) -> float:
+        """What its history has reached of the budget, from 0 to 1."""
+        return float((last_row(RunFolder(self.root.run_folder).history) or {}).get("budget/progress", 0.0))
 
     @property
     def begun(self) -> bool:
@@ -96,56 +115,3 @@ def missing(runs: Sequence[Planned]) -> list[tuple[Planned, str]]:
         if key not in prints:
             prints[key] = prepare(run.root.data, Path(run.root.output_dir)).fingerprint
     return [(run, data) for run in runs if not run.finished(data := prints[repr(run.root.data)])]
-
-
-def train(runs: Sequence[tuple[Planned, str]], jobs: int, threads: int | None = 1) -> Iterator[tuple[Planned, str]]:
-    """Run them, `jobs` at a time with `threads` each; yields each that began or ended, with a word on it.
-
-    A run that fails does not keep the others from running: it ends with "failed: ..." and the reason. One that finished
-    elsewhere in the meantime is not begun. Leaving early stops the runs as SIGTERM does: each writes a checkpoint.
-    """
-    queue = deque(runs)
-    running: dict[subprocess.Popen, tuple[Planned, str]] = {}
-    try:
-        while queue or running:
-            while queue and len(running) < jobs:
-                run, data = queue.popleft()
-                if not run.finished(data):
-                    running[start(run, threads)] = run, data
-                    yield run, "begins"
-            if running:
-                os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
-            for process in [each for each in running if each.poll() is not None]:
-                run, data = running.pop(process)
-                yield run, outcome(run, data, process.returncode)
-    except KeyboardInterrupt:  # the terminal told the runs too, and a second signal would spoil their checkpoints
-        for process in running:
-            process.wait()
-        raise
-    finally:
-        for process in running:
-            process.terminate()
-        for process in running:
-            process.wait()
-
-
-def start(run: Planned, threads: int | None) -> subprocess.Popen:
-    """The run's process; without a number of threads it has the machine's."""
-    run.log.parent.mkdir(parents=True, exist_ok=True)
-    with run.log.open("ab") as log:
-        return subprocess.Popen(
-            [sys.executable, str(SCRIPT), *run.overrides],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {}),
-        )
-
-
-def outcome(run: Planned, data: str, status: int) -> str:
-    """How a run ended, in words."""
-    record = run.finished(data)
-    if status == 0 and record is not None:
-        return f"finished: loss {record['metrics']['valid_loss']:.4f}"
-    lines = [line.strip() for line in run.log.read_text(errors="replace").splitlines() if line.strip()]
-    return f"failed: status {status}, {lines[-1] if lines else 'without a word'} (see {run.log})"

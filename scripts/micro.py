@@ -14,7 +14,7 @@ import sys
 from cramming.door import door
 from cramming.plan import planned
 from cramming.record import git_state
-from cramming.sweep import add_options, check_options, complete
+from cramming.sweep.command import add_options, check_options, complete
 
 
 def main() -> None:

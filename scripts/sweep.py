@@ -1,7 +1,8 @@
 """Train what is missing of a sweep, then make the tables: `python scripts/sweep.py ffn.depth=3,5 seed=0,1 any.key=a,b`.
 
-Each combination is one run of scripts/pretrain.py in a process of its own. Finished runs are recognised and interrupted
-ones go on; at the end each run has a line: finished with its loss, failed with the reason, or missing.
+Each combination is one run of scripts/pretrain.py in a process of its own, started here or by joblib, submitit (SLURM)
+or ray. Finished runs are recognised and interrupted ones go on; several machines that share the folders may run the
+same command. At the end each run has a line: finished with its loss, failed with the reason, running, or missing.
 """
 
 import signal
@@ -14,7 +15,7 @@ import sys
 from cramming.door import door
 from cramming.plan import points
 from cramming.record import git_state
-from cramming.sweep import add_options, check_options, complete, threads_of
+from cramming.sweep.command import add_options, check_options, complete
 
 
 def main() -> None:
@@ -24,7 +25,7 @@ def main() -> None:
     with door():
         check_options(arguments)
         git_state()  # now, not when the tables are written
-        whole = complete(points(arguments.overrides), arguments, threads_of(arguments.jobs))
+        whole = complete(points(arguments.overrides), arguments)
     sys.exit(0 if whole else 1)
 
 

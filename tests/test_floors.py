@@ -25,7 +25,7 @@ FLOORS = {
     ),
     "cramming": (
         ("cramming", "cramming.errors"),
-        ("cramming.checks", "cramming.files", "cramming.values"),
+        ("cramming.checks", "cramming.files", "cramming.locks", "cramming.values"),
         ("cramming.machine", "cramming.door"),
         ("cramming.provenance",),
         ("cramming.record",),

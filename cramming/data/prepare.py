@@ -31,8 +31,8 @@ from cramming.data.sources.docs import DocsSource
 from cramming.data.sources.hub import HubSource, local_content
 from cramming.data.sources.source import Mended, Source
 from cramming.data.tokenizer import load_tokenizer
-from cramming.errors import UserError
-from cramming.files import commit_folder, locked, no_space, refuse_existing, sha256, short_hash, write_json
+from cramming.files import commit_folder, no_space, refuse_existing, sha256, short_hash, write_json
+from cramming.locks import holder, locked
 
 # Raised when the code makes other tokens from the same text, so that older results are not taken for the same.
 PIPELINE_VERSION = 1
@@ -103,11 +103,8 @@ def key(config: DataConfig, source: Source | None) -> str:
 def one_at_a_time(final: Path) -> Iterator[None]:
     """Hold the lock of a result; says so when another process has it."""
     lock = final.with_name(f".{final.name}.lock")
-    try:
-        with locked(lock, wait=False):
-            pass
-    except UserError:
-        print(f"Another process prepares {final}; waiting for it.", file=sys.stderr)
+    if (other := holder(lock)) is not None:
+        print(f"Another process prepares {final}; waiting for it ({other}).", file=sys.stderr)
     with locked(lock, wait=True):
         yield
 

@@ -13,8 +13,9 @@ from pathlib import Path
 from tokenizers import Tokenizer
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
-from cramming.files import locked, remove_leftovers
+from cramming.files import remove_leftovers
 from cramming.glue.tasks import Task
+from cramming.locks import locked
 from cramming.model.saved import Pretrained, load_weights, write_model
 from fff.hardening import set_hardening
 

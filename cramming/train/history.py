@@ -14,6 +14,8 @@ from cramming.errors import UserError
 from cramming.files import write_atomic
 from cramming.train.loop import Hook, Step, Trainer
 
+TAIL_BYTES = 1 << 16  # of a history, which hold a row at least
+
 
 class Source(Protocol):
     """A hook with figures for the history: those of the present step, or none."""
@@ -149,6 +151,16 @@ def read_history(path: Path) -> list[dict[str, Any]]:
         UserError: another line is damaged.
     """
     return [json.loads(line) for line in _lines(path)]
+
+
+def last_row(path: Path) -> dict[str, Any] | None:
+    """The last whole row of a metrics.jsonl that may be growing, by the file's end alone; None where there is none."""
+    if not path.exists():
+        return None
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - TAIL_BYTES))
+        rows = [json.loads(line) for line in file.read().splitlines(keepends=True) if _whole(line)]
+    return rows[-1] if rows else None
 
 
 def _lines(path: Path) -> list[bytes]:

@@ -9,7 +9,8 @@ import torch
 
 from cramming.data.shards import MANIFEST, PreparedData, find_prepared, open_prepared
 from cramming.errors import UserError
-from cramming.files import check_writable, locked, read_json
+from cramming.files import check_writable, read_json
+from cramming.locks import locked
 from cramming.objectives.base import MASK_TOKEN
 from cramming.objectives.config import OBJECTIVES
 from cramming.parallel.launch import launched
@@ -24,6 +25,8 @@ from cramming.train.root import PretrainRoot
 from cramming.train.run import Run, RunFolder
 from cramming.train.tracking import check_wandb
 from cramming.values import flat
+
+BUSY = "is being trained by another process"  # how a run's log ends where somebody else trains it
 
 
 def pretrain(root: PretrainRoot, prepared: Path | None = None) -> Path:
@@ -72,8 +75,10 @@ def run_in(world: World, root: PretrainRoot, folder: RunFolder, prepared: Path |
     if world.main:
         check_writable(Path(root.results_dir) / "runs", "results_dir")
         check_writable(Path(root.output_dir) / "runs", "output_dir")
-    busy = f"{folder.path} is being trained by another process; wait for it, or change the seed or the configuration."
-    with locked(folder.path / ".lock", wait=False, busy=busy) if world.main else contextlib.nullcontext():
+    busy = f"{folder.path} {BUSY}; wait for it, or change the seed or the configuration."
+    with locked(folder.lock, wait=False, busy=busy) if world.main else contextlib.nullcontext():
+        if not trained and world.tell(folder.record.exists()):  # somebody ended it since we looked
+            return
         data = shared_data(root, prepared, world)
         check_lengths(root.data.examples, data)
         run = Run(root, folder, world, data)

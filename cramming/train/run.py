@@ -48,6 +48,11 @@ class RunFolder:
         return self.path / "record.json"
 
     @property
+    def lock(self) -> Path:
+        """Held by the process that trains the run."""
+        return self.path / ".lock"
+
+    @property
     def model(self) -> Path:
         """The finished model as transformers reads it."""
         return self.path / "model"

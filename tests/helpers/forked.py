@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from cramming import plan
 from cramming.plan import Planned
+from cramming.sweep import launch
 from tests.helpers.commands import inline
 
 
 class Forked:
-    """scripts/<script>.py in a child, with what `cramming.plan` uses of a Popen; a log gets what it printed."""
+    """scripts/<script>.py in a child, with what `cramming.sweep.launch` uses of a Popen; a log gets what it printed."""
 
     def __init__(self, script: str, arguments: Sequence[str], log: Path, *, session: bool = False) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -72,11 +72,11 @@ class Forked:
 
 @pytest.fixture
 def forks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let `cramming.plan` start its runs so."""
+    """Let `cramming.sweep.launch` start its runs so."""
     if torch.cuda.is_initialized():
         pytest.skip("a process that has used CUDA cannot be forked")
 
     def start(run: Planned, threads: int | None) -> Forked:
         return Forked("pretrain", run.overrides, run.log)
 
-    monkeypatch.setattr(plan, "start", start)
+    monkeypatch.setattr(launch, "start", start)

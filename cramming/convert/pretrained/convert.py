@@ -21,7 +21,8 @@ from cramming.convert.pretrained.target import Target, read_target
 from cramming.convert.pretrained.teacher import load_teacher, teacher_of
 from cramming.convert.pretrained.text import documents, split_texts
 from cramming.errors import UserError
-from cramming.files import check_writable, locked, refuse_existing, short_hash
+from cramming.files import check_writable, refuse_existing, short_hash
+from cramming.locks import locked
 from cramming.record import Record
 from cramming.runs import RecordedRun, essence
 
