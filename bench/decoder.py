@@ -5,7 +5,6 @@ transformers does around them: at batch 1 that takes longer than small layers do
 """
 
 import copy
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +15,8 @@ from torch.nn import functional
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from bench.touched import hooked
+from cramming.convert.pretrained.faster import by_torch
 from fff.layers.int8_linear import unusable
-from fff.layers.quantised import quantise_trees
 from fff.optimise import optimise_for_cpu
 from fff.surgery import replace_feedforward
 
@@ -82,11 +81,7 @@ def in_type(model: LlamaForCausalLM, dtype: str) -> LlamaForCausalLM:
     if dtype == INT8 and unusable() is None:
         optimise_for_cpu(made)
         return made
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch would rather have it done by torchao, which is not needed for this
-        made = torch.ao.quantization.quantize_dynamic(made, {nn.Linear}, dtype=torch.qint8, inplace=True)
-    quantise_trees(made)
-    return made
+    return by_torch(made)
 
 
 class Step:

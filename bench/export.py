@@ -7,7 +7,6 @@ fff.export.package, and the usual dense layer, in turn on the same inputs. Each 
 import argparse
 import importlib
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.cases import WIDTH, dense
+from bench.forms import Call, by_onnxruntime
 from bench.layer import layer_of
 from bench.options import Setting, Shape, check_out, check_seconds, shapes, thread_counts, whole_numbers
 from bench.rows import SpeedRow, stamp, write_rows
@@ -29,7 +29,6 @@ USUAL = 4 * WIDTH
 INPUTS = 4  # that rotate
 EXAMPLE = 8  # tokens
 CLEAR = 0.99  # share of outputs that must agree: where a score is near 0, rounding decides
-Call = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -44,15 +43,10 @@ class Turn:
         self.call(self.inputs[turn % len(self.inputs)])
 
 
-def by_onnxruntime(layer: nn.Module, folder: Path, threads: int) -> Call:
-    """The layer written as ONNX and run by onnxruntime on as many threads."""
-    runtime: Any = importlib.import_module("onnxruntime")
+def by_onnx(layer: nn.Module, folder: Path) -> Call:
+    """The layer written as ONNX and run by onnxruntime."""
     export.onnx(layer, torch.randn(EXAMPLE, WIDTH), folder / "layer.onnx")
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    session = runtime.InferenceSession(folder / "layer.onnx", options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])
+    return by_onnxruntime(folder / "layer.onnx")
 
 
 def by_aotinductor(layer: nn.Module, folder: Path) -> Call:
@@ -73,7 +67,7 @@ def run_exports(shape: Shape, tokens: list[int], threads: int, seconds: float) -
     layer, usual = layer_of(setting).eval(), dense(USUAL, torch.float32).eval()
     rows: list[SpeedRow] = []
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
-        ways: dict[str, Call] = {"fff": layer, "onnxruntime": by_onnxruntime(layer, Path(folder), threads)}
+        ways: dict[str, Call] = {"fff": layer, "onnxruntime": by_onnx(layer, Path(folder))}
         ways |= {"AOTInductor": by_aotinductor(layer, Path(folder)), f"dense {USUAL}": usual}
         for count in tokens:
             xs = [torch.randn(count, WIDTH) for _ in range(INPUTS)]

@@ -111,19 +111,26 @@ def _torchao(module: nn.Module, _: Tensor) -> Call:
 
 
 def _onnxruntime(module: nn.Module, x: Tensor) -> Call:
-    import onnxruntime
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         whole, small = Path(folder, "whole.onnx"), Path(folder, "int8.onnx")
         torch.onnx.export(module, (x,), str(whole), input_names=["x"], output_names=["y"], dynamo=True, verbose=False)
         quantize_dynamic(whole, small, per_channel=True, weight_type=QuantType.QInt8)
-        session = onnxruntime.InferenceSession(str(small), options, providers=["CPUExecutionProvider"])
-    return lambda x: torch.from_numpy(session.run(None, {"x": x.numpy()})[0])
+        return by_onnxruntime(small)
+
+
+def by_onnxruntime(path: Path) -> Call:
+    """A model of one input as onnxruntime runs it, on as many threads as torch has."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])
 
 
 def _openvino(module: nn.Module, x: Tensor) -> Call:

@@ -7,8 +7,6 @@ file needs none of our operators. Batch and length stay open. What the model had
 import contextlib
 import importlib
 import logging
-import secrets
-import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,8 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from fff.beside import folder_beside
 from fff.kernels import Chooser
 from fff.layers.int8_linear import Int8Linear
+from fff.meanwhile import meanwhile
 
 PROVIDER = "aten"
 ONE_FILE = 1_800_000_000  # bytes of weights that protobuf surely takes within one file; larger ones lie beside
@@ -130,18 +130,10 @@ def _open_sizes(value: Any) -> dict[int, Any] | None:
     return dict.fromkeys(range(count), Dim.DYNAMIC)
 
 
-@contextlib.contextmanager
-def _by_aten(model: nn.Module) -> Iterator[None]:
+def _by_aten(model: nn.Module) -> contextlib.AbstractContextManager[None]:
     """Inside, provider `aten` computes every layer that has one; afterwards all is as before."""
-    layers: list[Any] = [part for part in model.modules() if isinstance(getattr(part, "_chooser", None), Chooser)]
-    before = [layer.provider for layer in layers]
-    try:
-        for layer in layers:
-            layer.provider = PROVIDER
-        yield
-    finally:
-        for layer, provider in zip(layers, before, strict=True):
-            layer.provider = provider
+    layers = [part for part in model.modules() if isinstance(getattr(part, "_chooser", None), Chooser)]
+    return meanwhile(layers, "provider", PROVIDER)
 
 
 def _in_plain_operators() -> dict[Any, Any]:
@@ -204,11 +196,7 @@ def _checked(path: str | Path, ending: str) -> Path:
 @contextlib.contextmanager
 def _complete(path: Path) -> Iterator[Path]:
     """A folder beside `path` for what is written; at the end its files go there, the one of that name last."""
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    beside.mkdir(parents=True)
-    try:
+    with folder_beside(path) as beside:
         yield beside
         for file in sorted(beside.iterdir(), key=lambda file: file.name == path.name):
             file.replace(path.parent / file.name)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)

@@ -8,6 +8,7 @@ from torch import nn
 
 from fff.layers.base import Hardenable
 from fff.losses import TREE_LOSSES, Decisions, balance_loss, entropy_loss
+from fff.meanwhile import meanwhile
 
 __all__ = [
     "FORMS",
@@ -68,15 +69,8 @@ def set_hardening(
 @contextlib.contextmanager
 def soft_evaluation(model: nn.Module) -> Iterator[None]:
     """Inside, the FFF layers of a model in evaluation mode are soft, at their present temperature."""
-    layers = hardenable(model)
-    before = [layer.evaluation_form for layer in layers]
-    try:
-        for layer in layers:
-            layer.evaluation_form = "soft"
+    with meanwhile(hardenable(model), "evaluation_form", "soft"):
         yield
-    finally:
-        for layer, form in zip(layers, before, strict=True):
-            layer.evaluation_form = form
 
 
 def scheduled(schedule: str, start: float, end: float, t: float) -> float:

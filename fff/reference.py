@@ -1,5 +1,6 @@
 """The definition of the layers, to which every provider is held. Written to be read and to run in float64, not fast."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -130,7 +131,7 @@ def leaf_fff(
             activation(w_in x + b_in) (w_value x + b_value).
     """
     depth = depth_of(w_node.shape[0]) + 1 if len(w_node) else 0
-    act = activation_named(activation).forward
+    weights, values = (w_in, b_in, w_out, b_out), given(w_value, b_value)
     rows, visited, scored = [], [], []
     for n, token in enumerate(x):
         node = torch.zeros((), dtype=torch.int64, device=x.device)
@@ -144,10 +145,7 @@ def leaf_fff(
             path.append(node)
             scores.append(score)
         leaf = node - (2**depth - 1)
-        hidden = act(w_in[leaf] @ token + b_in[leaf])
-        if w_value is not None and b_value is not None:
-            hidden = hidden * (w_value[leaf] @ token + b_value[leaf])
-        rows.append(gate * (hidden @ w_out[leaf] + b_out[leaf]))
+        rows.append(gate * network(token, activation, [w[leaf] for w in weights], [w[leaf] for w in values]))
         visited.append(torch.stack(path))
         scored.append(torch.stack(scores) if scores else x.new_zeros(0))
     if not rows:
@@ -180,16 +178,12 @@ def soft_leaf_fff(
             transpositions").
         w_value, b_value: as in `leaf_fff`.
     """
-    inner = len(w_node)
-    act = activation_named(activation).forward
+    inner, weights, values = len(w_node), (w_in, b_in, w_out, b_out), given(w_value, b_value)
 
     def below(node: int) -> Tensor:
         if node >= inner:
             leaf = node - inner
-            hidden = act(x @ w_in[leaf].T + b_in[leaf])
-            if w_value is not None and b_value is not None:
-                hidden = hidden * (x @ w_value[leaf].T + b_value[leaf])
-            return hidden @ w_out[leaf] + b_out[leaf]
+            return network(x, activation, [w[leaf] for w in weights], [w[leaf] for w in values])
         p = torch.sigmoid((x @ w_node[node] + b_node[node]) / temperature)
         if flips is not None:
             p = torch.where(flips[:, node], 1 - p, p)
@@ -215,10 +209,25 @@ def with_master_leaf(
     The master is a two-layer network that every token passes: w_in (V, H), b_in (V,), w_out (V, K), b_out (K,); gated
     with w_value (V, H) and b_value (V,), as in `leaf_fff`.
     """
+    return mix * network(x, activation, (w_in, b_in, w_out, b_out), given(w_value, b_value)) + (1 - mix) * y
+
+
+def network(x: Tensor, activation: str, weights: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
+    """One leaf's or the master's network: x (..., H) -> (..., K), of w_in, b_in, w_out, b_out.
+
+    Gated where there are values, w_value and b_value; shapes as in `leaf_fff`, of one leaf.
+    """
+    w_in, b_in, w_out, b_out = weights
     hidden = activation_named(activation).forward(x @ w_in.T + b_in)
-    if w_value is not None and b_value is not None:
+    if values:
+        w_value, b_value = values
         hidden = hidden * (x @ w_value.T + b_value)
-    return mix * (hidden @ w_out + b_out) + (1 - mix) * y
+    return hidden @ w_out + b_out
+
+
+def given(w_value: Tensor | None, b_value: Tensor | None) -> list[Tensor]:
+    """Both, or nothing of a network without a gate."""
+    return [] if w_value is None or b_value is None else [w_value, b_value]
 
 
 def moe(

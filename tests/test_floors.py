@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 # Rooms from the ground up; those of one floor may not see one another. A file takes the longest name that fits it.
 FLOORS = {
     "fff": (
-        ("fff.activations", "fff.decay", "fff.topology", "fff.unsaved"),
+        ("fff.activations", "fff.beside", "fff.decay", "fff.meanwhile", "fff.topology", "fff.unsaved"),
         ("fff.decisions", "fff.reference"),
         ("fff.int8", "fff.losses"),
         ("fff.kernels",),

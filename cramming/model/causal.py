@@ -8,7 +8,7 @@ from transformers import Cache, GenerationMixin
 
 from .encoder import wants_dict
 from .language import CrammedLanguageModel
-from .losses import IGNORED, cross_entropy
+from .losses import IGNORED
 from .outputs import CrammedCausalLMOutput
 
 __all__ = ["CrammedForCausalLM"]
@@ -60,13 +60,10 @@ class CrammedForCausalLM(CrammedLanguageModel, GenerationMixin):
         x = encoded.last_hidden_state
         if labels is None:
             x = x[:, slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep]
-        logits, loss = self.decoder(x), None
+        logits = self.decoder(x)
         # The labels are moved and not the logits, of which a part would be copied.
         following = None if labels is None else nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
-        aux_loss = self.weighted(encoded.auxiliary_losses, following, num_items_in_batch)
-        if following is not None:
-            loss = cross_entropy(logits.flatten(0, -2), following.flatten(), num_items_in_batch)
-            loss = loss if aux_loss is None else loss + aux_loss
+        loss, aux_loss = self.losses(logits, following, encoded.auxiliary_losses, num_items_in_batch)
         output = CrammedCausalLMOutput(
             loss=loss,
             logits=logits if with_logits else None,

@@ -7,7 +7,7 @@ from torch import nn
 
 from .configuration import CrammedConfig
 from .encoder import CrammedModel, CrammedPreTrainedModel
-from .losses import IGNORED
+from .losses import IGNORED, cross_entropy
 from .needed import Feedforward, Unsaved
 
 
@@ -43,7 +43,27 @@ class CrammedLanguageModel(CrammedPreTrainedModel, Unsaved):
         """The encoder's output of tokens (B, S), without predictions."""
         return self.model(input_ids=input_ids)
 
-    def weighted(
+    def losses(
+        self,
+        logits: torch.Tensor,
+        labels: torch.Tensor | None,
+        auxiliary: dict[str, torch.Tensor] | None,
+        items: torch.Tensor | int | None,
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """The loss of logits (..., V) for labels (...), auxiliary losses included, and their weighted sum.
+
+        None where there are no labels, and no such losses.
+
+        Args:
+            items: labels of the whole batch, see `cramming.model.losses.cross_entropy`.
+        """
+        aux_loss = self._weighted(auxiliary, labels, items)
+        if labels is None:
+            return None, aux_loss
+        loss = cross_entropy(logits.flatten(0, -2), labels.flatten(), items)
+        return loss if aux_loss is None else loss + aux_loss, aux_loss
+
+    def _weighted(
         self,
         losses: dict[str, torch.Tensor] | None,
         labels: torch.Tensor | None,

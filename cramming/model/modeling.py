@@ -9,7 +9,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from .configuration import CrammedConfig
 from .encoder import CrammedModel, CrammedPreTrainedModel, wants_dict
 from .language import CrammedLanguageModel
-from .losses import IGNORED, classification_loss, cross_entropy, problem_of
+from .losses import IGNORED, classification_loss, problem_of
 from .outputs import CrammedMaskedLMOutput
 
 __all__ = ["CrammedForMaskedLM", "CrammedForSequenceClassification", "CrammedModel"]
@@ -56,12 +56,7 @@ class CrammedForMaskedLM(CrammedLanguageModel):
             labelled = labels != IGNORED
             x, labels = x[labelled], labels[labelled]
         logits = self.decoder(x)
-        loss = None
-        if labels is not None:
-            loss = cross_entropy(logits.flatten(0, -2), labels.flatten(), num_items_in_batch)
-        aux_loss = self.weighted(encoded.auxiliary_losses, labels, num_items_in_batch)
-        if loss is not None and aux_loss is not None:
-            loss = loss + aux_loss
+        loss, aux_loss = self.losses(logits, labels, encoded.auxiliary_losses, num_items_in_batch)
         output = CrammedMaskedLMOutput(
             loss=loss,
             logits=logits if with_logits else None,

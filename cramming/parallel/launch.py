@@ -74,16 +74,17 @@ class Launched:
             if self.store.check(["told"]):
                 raise SystemExit(2)
 
-    def same(self, facts: Mapping[str, Any]) -> None:
-        """Compare plain facts of all processes, by name; they meet.
+    def same(self, gather: Callable[[], Mapping[str, Any]]) -> None:
+        """Compare plain facts of all processes, by name; they meet. Alone, nothing is gathered.
 
         Raises:
             UserError: those of one differ from the main process's.
         """
         if self.size == 1:
             return
-        self.store.set(f"facts/{self.rank}", json.dumps([socket.gethostname(), dict(facts)]))
-        self.from_main(lambda: self._compare(json.loads(json.dumps(dict(facts)))))
+        facts = json.dumps(dict(gather()))
+        self.store.set(f"facts/{self.rank}", json.dumps([socket.gethostname(), json.loads(facts)]))
+        self.from_main(lambda: self._compare(json.loads(facts)))
 
     def _compare(self, ours: dict[str, Any]) -> None:
         for rank in range(1, self.size):

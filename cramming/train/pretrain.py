@@ -42,7 +42,7 @@ def pretrain(root: PretrainRoot, prepared: Path | None = None) -> Path:
     folder, cpu = RunFolder(root.run_folder), not torch.cuda.is_available()
     launch = launched(cpu=cpu, patience=timedelta(minutes=root.train.patience_minutes))
     with launch.together():
-        launch.same(facts(root))
+        launch.same(lambda: facts(root))
         stage = launch.from_main(lambda: stage_of(root, folder, prepared))
         if stage != "done":
             sharded = root.train.sharding == "fsdp"

@@ -15,7 +15,7 @@ from fff.decisions import straight_through_gates
 from fff.int8 import quantised
 from fff.kernels.gather import DENSE_LEVELS
 from fff.kernels.int8 import EXACT, LARGEST, Int8Operands
-from fff.kernels.leaves import LeafOperands, dense, gated, one_leaf_each
+from fff.kernels.leaves import LeafOperands, by_own_leaf, own_walk
 from fff.kernels.operands import PathOperands, score_dtype
 from fff.reference import PathResult
 from fff.topology import child, depth_of, first_node, path_length, walk
@@ -40,22 +40,15 @@ def visit(operands: PathOperands) -> tuple[Tensor, Tensor]:
 
 def leaf(operands: LeafOperands) -> PathResult:
     """LeafFFF's hard forms by each token's own leaf: y (N, K), nodes (N, 1, D + 1), scores (N, 1, D)."""
-    x, _, _, leaves, activation, *_ = operands
     nodes, scores = leaf_walk(operands)
-    if operands.depth == 0:
-        y = dense(x, leaves.each(lambda weight: weight[0]), activation, operands.dropout)
-    else:
-        own = nodes[:, 0, -1] - first_node(operands.depth)
-        y = one_leaf_each(x, own, leaves, activation, operands.dropout)
-        y = gated(y, nodes[:, 0], scores[:, 0], operands)
-    return PathResult(y, nodes, scores)
+    return by_own_leaf(nodes[:, 0], scores[:, 0], operands)
 
 
 def leaf_walk(operands: LeafOperands) -> tuple[Tensor, Tensor]:
     """Nodes (N, 1, D + 1) and scores (N, 1, D) of `leaf`."""
     x, w, b, _, _, flips, *_ = operands
     if w is None or b is None:
-        return x.new_zeros(x.shape[0], 1, 1, dtype=torch.int64), x.new_zeros(x.shape[0], 1, 0)
+        return own_walk(operands)
     # The decisions are a PathFFF of depth D - 1 of which the walk alone is wanted.
     above = None if flips is None else flips[:, None]
     with _as_they_are(x):

@@ -96,8 +96,12 @@ def along(nodes: Tensor, operands: LeafOperands) -> PathResult:
 @differentiable(all_leaves)
 def own_leaf(operands: LeafOperands) -> PathResult:
     """LeafFFF's hard forms by each token's own leaf, in plain torch; results as `all_leaves`."""
+    return by_own_leaf(*_walked(operands), operands)
+
+
+def by_own_leaf(nodes: Tensor, scores: Tensor, operands: LeafOperands) -> PathResult:
+    """The same on walked paths: nodes (N, D + 1), scores (N, D)."""
     x, _, _, leaves, activation, *_ = operands
-    nodes, scores = _walked(operands)
     if operands.depth == 0:
         y = dense(x, leaves.each(lambda weight: weight[0]), activation, operands.dropout)
     else:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fff.layers.base import Feedforward, Flops, Settings
 from fff.layers.checks import one_of, whole_number
+from fff.meanwhile import meanwhile
 
 ACTIVATIONS = ("gelu", "gated_gelu")
 
@@ -123,11 +124,5 @@ def oracle(model: nn.Module, neurons: int) -> Iterator[None]:
     for layer in layers:
         if not 1 <= neurons <= layer.neurons:
             raise ValueError(f"{neurons} neurons are asked of a dense layer that has {layer.neurons}")
-    before = [layer.most_active for layer in layers]
-    try:
-        for layer in layers:
-            layer.most_active = neurons
+    with meanwhile(layers, "most_active", neurons):
         yield
-    finally:
-        for layer, most in zip(layers, before, strict=True):
-            layer.most_active = most

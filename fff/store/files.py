@@ -8,7 +8,6 @@ import ctypes
 import json
 import os
 import secrets
-import shutil
 from collections.abc import Iterable, Mapping
 from math import prod
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fff.activations import activation_named
+from fff.beside import folder_beside
 from fff.layers.path import PathFFF
 from fff.topology import nodes_in_tree
 
@@ -93,9 +93,7 @@ def write_blocks(
     shapes: Shapes = {"w_in": (trees, nodes, d_in), "b_in": (trees, nodes), "w_out": (trees, nodes, d_out)}
     if not bias:
         del shapes["b_in"]
-    beside = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
-    beside.mkdir(parents=True)
-    try:
+    with folder_beside(folder) as beside:
         with open(beside / FILES[0], "wb") as first, open(beside / FILES[1], "wb") as second:
             places = _begin(first, {name: shapes[name] for name in shapes if name != "w_out"}, dtype, note)
             places |= _begin(second, {"w_out": shapes["w_out"]}, dtype, note)
@@ -105,8 +103,6 @@ def write_blocks(
                 file.flush()
                 os.fsync(file.fileno())
         beside.rename(folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 def _check_sizes(d_in: int, d_out: int, depth: int, trees: int) -> None:

@@ -7,12 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import layer, memory, paper
+from bench import export, layer, memory, paper, store
 from bench.options import Setting, parser, settings
 from bench.rows import read_rows
 
 ROOT = Path(__file__).resolve().parents[2]
-MAINS = {"layer": layer.main, "memory": memory.main, "paper": paper.main}
+MAINS = {
+    "layer": layer.main,
+    "memory": memory.main,
+    "paper": paper.main,
+    "export": export.main,
+    "store": store.main,
+}
 
 
 def script(*arguments: str) -> None:
@@ -86,6 +92,18 @@ def nothing_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
         ("script", "--model-dtypes float", "--model-dtypes is 'float'"),
         ("script", "--text x.txt", "--checkpoint and --text go together"),
         ("script", "--out FOREIGN", "would write over"),
+        ("export", "--shapes moe4x4top1", "--shapes names moe4x4top1; exports are timed of trees alone"),
+        ("export", "--tokens 0", "--tokens is 0"),
+        ("export", "--threads 0", "--threads is 0"),
+        ("export", "--seconds nan", "--seconds is nan"),
+        ("export", "--out FOLDER", "a folder; name a file"),
+        ("store", "FOLDER/rows --depth 25", "--depth is 25"),
+        ("store", "FOLDER/rows --tokens 5", "--tokens is 5"),
+        ("store", "FOLDER/rows --memory 1", "--memory is 1"),
+        ("store", "FOLDER/rows --threads 0", "--threads is 0"),
+        ("store", "FOLDER/rows --depth 3", "--memory 64 is enough for the 0 MB of --depth 3"),
+        ("store", "FOLDER/rows --out FOLDER", "a folder; name a file"),
+        ("store", "FOLDER", "is no store: w_in.safetensors is missing"),
     ],
 )
 def test_what_cannot_be_done_is_one_line_before_any_work(

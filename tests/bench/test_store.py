@@ -1,13 +1,10 @@
-"""The bench of layers on a disk: rows under a limit, in a process of its own, and its command line."""
+"""The bench of layers on a disk: rows under a limit, in a process of its own."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
-from bench import store
 from bench.rows import read_rows
 from tests.helpers.commands import ROOT
 
@@ -29,27 +26,3 @@ def test_a_layer_larger_than_its_limit_is_timed_and_its_folder_removed(tmp_path:
     assert {(row.shape, row.tokens, row.n) for row in rows} == {("1x12", 1, 64)}
     assert "visited by 64 tokens" in done.stdout
     assert [each.name for each in tmp_path.iterdir()] == ["store.json"]
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ("FOLDER/rows --depth 25", "--depth is 25"),
-        ("FOLDER/rows --tokens 5", "--tokens is 5"),
-        ("FOLDER/rows --memory 1", "--memory is 1"),
-        ("FOLDER/rows --threads 0", "--threads is 0"),
-        ("FOLDER/rows --depth 3", "--memory 64 is enough for the 0 MB of --depth 3"),
-        ("FOLDER/rows --out FOLDER", "a folder; name a file"),
-        ("FOLDER", "is no store: w_in.safetensors is missing"),
-    ],
-)
-def test_what_cannot_be_timed_is_one_line(
-    options: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as left:
-        store.main(options.replace("FOLDER", str(tmp_path)).split())
-    told = capsys.readouterr().err
-    assert left.value.code == 2
-    assert words in told
-    assert told.count("\n") == 1
-    assert list(tmp_path.iterdir()) == []

@@ -24,7 +24,12 @@ def in_use(model: Any, rest: str) -> Any:
     if unusable() is None:
         optimise_for_cpu(made, least=1)
         return made
-    quantise_trees(made)
+    return by_torch(made)
+
+
+def by_torch(model: Any) -> Any:
+    """The model itself with linears as torch quantises them dynamically, and trees of neurons in int8."""
+    quantise_trees(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.ao.quantization says that it will move to torchao
-        return torch.ao.quantization.quantize_dynamic(made, {nn.Linear}, dtype=torch.qint8)
+        return torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8, inplace=True)

@@ -8,6 +8,7 @@ import numpy as np
 
 from cramming.report.comparisons import Comparison, Row
 from cramming.report.figures.style import DENSE, errors, marks, panels, saved
+from cramming.report.width import Worth
 
 
 def draw_widths(sets: Sequence[Comparison]) -> dict[str, bytes]:
@@ -51,22 +52,27 @@ def point(axis: Any, row: Row, widths: Sequence[int], look: dict[str, Any]) -> N
     """
     assert row.worth is not None
     loss = float(np.mean([row.losses[seed] for seed in row.worth.seeds]))
-    at, low, high = (
-        float(np.clip(row.worth.value if each is None else each, widths[0], widths[-1]))
-        for each in (row.worth.value, row.worth.low, row.worth.high)
-    )
     inside, colour = math.isfinite(row.worth.value), look["color"]
+    at, low, high = within(row.worth, widths)
     axis.plot([row.neurons_used, at], [loss, loss], color=colour, linewidth=0.8, linestyle=":")
     axis.plot([row.neurons_used], [loss], color=colour, marker="|", markersize=9)
     axis.errorbar(
         [at],
         [loss],
         xerr=errors(at, low, high),
-        **look,
-        markersize=6,
-        markerfacecolor=colour if inside else "white",
-        capsize=3,
-        linestyle="",
+        **estimate(look, row.worth),
         label=row.brief if inside else f"{row.brief} (beyond the curve)",
-        zorder=3,
     )
+
+
+def within(worth: Worth, widths: Sequence[int]) -> tuple[float, float, float]:
+    """An effective width and the ends of its interval, moved to the curve's ends where they lie beyond."""
+    found = (worth.value if each is None else each for each in (worth.value, worth.low, worth.high))
+    value, low, high = (float(np.clip(each, widths[0], widths[-1])) for each in found)
+    return value, low, high
+
+
+def estimate(look: Mapping[str, Any], worth: Worth) -> dict[str, Any]:
+    """How a width with its interval is drawn: hollow where it lies beyond the curve."""
+    fill = look["color"] if math.isfinite(worth.value) else "white"
+    return {**look, "markersize": 6, "markerfacecolor": fill, "capsize": 3, "linestyle": "", "zorder": 3}

@@ -7,6 +7,7 @@ import numpy as np
 
 from cramming.report.comparisons import Comparison, Row
 from cramming.report.figures.style import DENSE, LINES, errors, mark, panels, saved
+from cramming.report.figures.width import estimate, within
 from cramming.report.trend import followed, priced
 
 TICKS = (0, 1, 4, 16, 64, 256, 1024, 4096, 16384)
@@ -60,21 +61,5 @@ def point(axis: Any, found: Comparison, row: Row, at: float, place: int) -> None
     """A layer with its interval; hollow at the curve's end where the curve does not reach its loss."""
     assert row.worth is not None
     assert found.curve is not None
-    ends = found.curve.widths[0], found.curve.widths[-1]
-    value, low, high = (
-        float(np.clip(row.worth.value if each is None else each, *ends))
-        for each in (row.worth.value, row.worth.low, row.worth.high)
-    )
-    look = mark(place)
-    inside = np.isfinite(row.worth.value)
-    axis.errorbar(
-        [at],
-        [value],
-        yerr=errors(value, low, high),
-        **look,
-        markersize=6,
-        markerfacecolor=look["color"] if inside else "white",
-        capsize=3,
-        linestyle="",
-        zorder=3,
-    )
+    value, low, high = within(row.worth, found.curve.widths)
+    axis.errorbar([at], [value], yerr=errors(value, low, high), **estimate(mark(place), row.worth))
