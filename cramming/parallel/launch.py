@@ -11,6 +11,7 @@ import json
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ Value = TypeVar("Value")
 
 START_S = 300.0
 TELL_S = 5.0  # in which the main process tells what another one has to say
+PART_S = 60.0  # in which the others leave after the main process's work is done
+LOOK_S = 0.05  # between two looks whether the main process has made what the others wait for
 LISTEN_S = 0.2  # between two looks whether one has
 PATIENCE = timedelta(minutes=30)
 NAMED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -67,12 +70,11 @@ class Launched:
             made = make()
             self.store.set(key, json.dumps(made))
             return made
-        while True:
-            with contextlib.suppress(dist.DistStoreError):
-                self.store.wait([key], timedelta(seconds=1))
-                return json.loads(self.store.get(key))
+        while not self.store.check([key]):  # its own wait would tell the user of each second
             if self.store.check(["told"]):
                 raise SystemExit(2)
+            time.sleep(LOOK_S)
+        return json.loads(self.store.get(key))
 
     def same(self, gather: Callable[[], Mapping[str, Any]]) -> None:
         """Compare plain facts of all processes, by name; they meet. Alone, nothing is gathered.
@@ -108,6 +110,7 @@ class Launched:
         ears = _Ears(self) if self.main else None
         try:
             yield
+            self._part()
         except Exception as error:
             if "FFF_TRACEBACK" in os.environ:
                 raise
@@ -116,6 +119,14 @@ class Launched:
         finally:
             if ears:
                 ears.close()
+
+    def _part(self) -> None:
+        """Leave, the main process last: the store is in it, and others may not have read what it made."""
+        if not self.main:
+            self._note(f"left/{self.rank}")
+            return
+        with contextlib.suppress(dist.DistStoreError):  # one that ends otherwise says so itself, or its launcher does
+            self.store.wait([f"left/{rank}" for rank in range(1, self.size)], timedelta(seconds=PART_S))
 
     def _end(self, error: Exception, ears: "_Ears | None") -> None:
         """Say what this process has to say; what is no matter of the user's is raised."""
@@ -131,6 +142,7 @@ class Launched:
             self._note("failed", f"process {self.rank}: {said or _short(error)}")
             if said and not self._told():
                 tell(f"process {self.rank}: {said}")
+            self._note(f"left/{self.rank}")
         if not (said or lost):
             raise error
 

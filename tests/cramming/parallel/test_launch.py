@@ -4,7 +4,8 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,21 @@ def test_another_configuration_is_named_by_its_key(tmp_path: Path) -> None:
     text = only_error(several(train, tmp_path, rank, tmp_path, {}, {"lr": 0.5}))
     assert text.startswith("train.lr is 0.5 in process 1 (on ")
     assert "0.003 in the main process" in text
+
+
+def come_late(rank: int) -> str:
+    """The second process asks for what the main one made when that has nothing else to do any more."""
+    started = launch.launched(cpu=True)
+    with started.together():
+        if rank == 1:
+            with suppress(dist.DistStoreError):
+                started.store.wait(["never"], timedelta(seconds=2))
+        return started.from_main(lambda: "made")
+
+
+def test_the_main_process_stays_until_the_others_have_what_it_made(tmp_path: Path) -> None:
+    ended = several(come_late, tmp_path, rank)
+    assert [(one.status, one.value) for one in ended] == [(0, "made")] * 2, [one.printed for one in ended]
 
 
 def other_code(rank: int, folder: Path) -> None:
