@@ -1,8 +1,8 @@
 """The processes that were started together: how they find each other, wait and fail. Not what they compute (world.py).
 
 What goes wrong in one of them ends all, and one line says it. None waits for ever: START_S for the others to come at
-the beginning, `patience` for them in a meeting; a process that has ended is noticed at once where its connections break
-(Gloo), and else by the launcher, which ends the others.
+the beginning, `patience` for them in a meeting, PART_S for them to leave. A process that has ended is noticed at once
+where its connections break (Gloo), and else by the launcher, which ends the others.
 """
 
 import contextlib

@@ -42,7 +42,8 @@ def panel(axis: Any, found: Comparison, look: Mapping[str, dict[str, Any]]) -> N
     axis.minorticks_off()
     axis.set(xlabel="width of a dense layer [neurons]", ylabel="validation loss [nats]")
     axis.set_title(found.title)
-    axis.legend(ncols=1 if len(priced) < 8 else 2)
+    # Many names would cover intervals.
+    axis.legend(**({} if len(priced) < 8 else {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}))
 
 
 def point(axis: Any, row: Row, widths: Sequence[int], look: dict[str, Any]) -> None:

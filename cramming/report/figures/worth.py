@@ -1,5 +1,6 @@
 """The figure of what visited neurons are worth, all sizes in one panel. Not the curves behind it (width.py)."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,15 +16,22 @@ APART = 0.08  # between two sets at one place, of the axis' own unit
 
 
 def draw_worth(sets: Sequence[Comparison]) -> dict[str, bytes]:
-    """Effective width against neurons used, of layers that stand in several sets, or of all where none does."""
-    several = [(found, row) for _, found, row in followed(sets)]
-    shown = several or [(found, row) for found, _ in priced(sets) for row in found.rows]
-    shown = [(found, row) for found, row in shown if row.worth]
+    """Effective width against neurons used: of layers that all sets with a curve have, or of all where none is so."""
+    every = [(found, row) for found, _ in priced(sets) for row in found.rows]
+    shown = [each for each in in_all(sets) or every if each[1].worth]
     if not shown:
         return {}
     with panels(1, 1, width=6.5, height=3.6) as (figure, axes):
         panel(axes[0, 0], shown)
         return saved(figure, "worth")
+
+
+def in_all(sets: Sequence[Comparison]) -> list[tuple[Comparison, Row]]:
+    """The layers that no set of their experiment lacks, of those that have a curve; of several sets."""
+    rows = followed(sets)
+    there = Counter((found.experiment, label) for label, found, _ in rows)
+    most = Counter(found.experiment for found, _ in priced(sets))
+    return [(found, row) for label, found, row in rows if there[found.experiment, label] == most[found.experiment]]
 
 
 def panel(axis: Any, shown: Sequence[tuple[Comparison, Row]]) -> None:
@@ -35,7 +43,9 @@ def panel(axis: Any, shown: Sequence[tuple[Comparison, Row]]) -> None:
     most = max(max(row.neurons_used, row.neurons_trained) for _, row in shown)
     reach = max(row.neurons_used for _, row in shown)
     axis.plot([0, most], [0, most], color=DENSE, linewidth=1.0, label="one dense neuron for each visited")
-    trained = {(row.neurons_used, row.neurons_trained): row.brief for _, row in shown}
+    trained: dict[tuple[int, int], str] = {}  # of layers in one place the first one's name
+    for _, row in shown:
+        trained.setdefault((row.neurons_used, row.neurons_trained), row.brief)
     axis.plot(
         *zip(*trained, strict=True), linestyle="", marker="_", color="grey", markersize=14, label="neurons trained"
     )

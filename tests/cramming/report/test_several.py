@@ -125,6 +125,9 @@ def test_worth_shows_the_layers_that_several_sizes_have_and_all_of_a_lone_size()
     assert both.count(b"4 layers x 128") == both.count(b"4 layers x 256") == 1
     assert (alone.count(b">1x8<"), alone.count(b">1x2<")) == (1, 1)
     assert draw_worth(compared(runs("1x8", 90))) == {}  # no curve, no worth
+    third = of_size([*dense(), *runs("1x8", 90), *runs("1x2", 20)], 512)
+    most = draw_worth(compared([*small, *large, *third]))["worth.svg"]
+    assert (most.count(b">1x8<"), most.count(b">1x2<")) == (1, 0)  # one that a size lacks would be no trend
 
 
 def test_sets_stand_by_size_and_not_by_the_letters_of_their_numbers() -> None:
