@@ -13,5 +13,9 @@ class Stopped(UserError):
     """The user ended a run with a signal; the message says how to go on. A sweep ends with it."""
 
 
+class Passing(UserError):
+    """A network, a store, a process or other code stands in the way, no setting or text: what is finished stays."""
+
+
 class Diverged(UserError):
     """The loss or its gradient is no number any more; the message says at which step."""

@@ -70,7 +70,6 @@ def locked(path: Path, *, wait: bool, busy: str = "") -> Iterator[None]:
     Raises:
         Held: with wait=False, somebody has it; says `busy` and who.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     while not isinstance(mine := _take(path), int):
         if not wait:
             raise Held(f"{busy or f'{path} is locked by another process.'} ({mine})")
@@ -91,13 +90,14 @@ def _take(path: Path) -> int | Holder:
     """The number of this process's file if it has the lock now, else who has it."""
     least = 0
     while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
         number = max(_newest(path), least)
         if (found := _living(path, number)) is not None:
             return found
         least = number + 1
         try:
             handle = os.open(_file(path, least), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-        except FileExistsError:  # somebody was faster
+        except (FileExistsError, FileNotFoundError):  # somebody was faster, or has just removed the folder
             continue
         try:
             own = Holder(socket.gethostname(), os.getpid(), here(), born(os.getpid()) or "", time.time())

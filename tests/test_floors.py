@@ -26,6 +26,7 @@ FLOORS = {
     "cramming": (
         ("cramming", "cramming.errors"),
         ("cramming.checks", "cramming.files", "cramming.locks", "cramming.values"),
+        ("cramming.remote",),
         ("cramming.machine", "cramming.door"),
         ("cramming.provenance",),
         ("cramming.record",),
@@ -57,6 +58,7 @@ DOORS = {
     "wandb": ("cramming.train.tracking",),
     "matplotlib": ("cramming.report.figures", "cramming.train.pictures"),
     "datasets": ("cramming.data.sources", "cramming.data.readymade", "cramming.glue", "cramming.images.data"),
+    "fsspec": ("cramming.remote",),
     "evaluate": ("cramming.glue.metrics",),
 }
 FFF_TAKES = ("torch", "triton")  # beside the standard library

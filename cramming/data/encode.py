@@ -1,10 +1,11 @@
-"""Documents to packed ids: held-out split, tokenizer training, encoding in workers. Not for folders or keys."""
+"""Documents to ids: held-out split, tokenizer training, chunks for workers. Not for parts, folders or keys."""
 
 import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -13,20 +14,19 @@ from tqdm import tqdm
 from cramming.checks import at_home
 from cramming.data.config import DataConfig
 from cramming.data.normaliser import Dropped
-from cramming.data.sources.source import Mended, Source, digest, fraction
+from cramming.data.sources.source import Mended, Reading, Source, digest, documents, fraction
 from cramming.data.tokenizer import (
     SEP,
     Encoder,
     letters_per_token,
     load_tokenizer,
-    save_tokenizer,
     train_tokenizer,
 )
-from cramming.data.workers import in_order, worker_count, worker_pool
 from cramming.data.writer import ShardWriter
 from cramming.errors import UserError
 
 CHUNK_CHARACTERS = 400_000
+PIECE_BYTES = 64 << 20  # of text: what a killed process loses, at most
 
 
 @dataclass
@@ -46,28 +46,41 @@ class Built:
 
     train: ShardWriter
     valid: ShardWriter
-    counts: Counts
+    counts: Counts = field(default_factory=Counts)
     held_out: list[str] = field(default_factory=list)
     dropped: Dropped = field(default_factory=Dropped)
+    mended: Mended = field(default_factory=Mended)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Chunk:
-    """Documents that one call of a worker encodes."""
+    """Training documents that one call of a worker encodes, and what was read between them.
 
-    held_out: bool
-    documents: list[str]
+    Attributes:
+        held_out: held-out documents, as far as they may be kept.
+        held_out_more: further ones, by number.
+        text_bytes: UTF-8 bytes of the training documents.
+        state, mended: of the reading, where a piece ends here.
+        ends: nothing, "piece" or "part".
+    """
+
+    documents: list[str] = field(default_factory=list)
+    characters: int = 0
+    held_out: list[str] = field(default_factory=list)
+    held_out_more: int = 0
+    text_bytes: int = 0
+    state: Any = None
+    mended: Mended | None = None
+    ends: str = ""
 
 
 @dataclass(frozen=True)
-class EncodedChunk:
-    """Ids of the kept documents, each ended by <sep>, as bytes."""
+class Encoded:
+    """Ids of the kept ones of some documents, each ended by <sep>, as bytes."""
 
-    held_out: bool
     ids: bytes
     kept: int
     filtered: int
-    text_bytes: int
     dropped: Dropped
 
 
@@ -95,7 +108,7 @@ def make_tokenizer(config: DataConfig, source: Source, split: Split) -> Tokenize
     if config.tokenizer is not None:
         return load_tokenizer(Path(at_home(config.tokenizer, "data.tokenizer")), config.vocab_size)
     megabytes = min(config.tokenizer_megabytes, config.max_megabytes or config.tokenizer_megabytes)
-    sample: Iterator[str] = (text for text in source.documents(megabytes) if not split.holds_out(text))
+    sample: Iterator[str] = (text for text in documents(source, megabytes) if not split.holds_out(text))
     first = next(sample, None)
     if first is None:
         raise UserError(
@@ -114,72 +127,56 @@ def how_documents_end(config: DataConfig) -> str:
     return "each row is one"
 
 
-def encode_corpus(config: DataConfig, source: Source, folder: Path, tokenizer_folder: Path) -> Built:
-    """Write tokenizer and shards of a source of text into `folder`."""
-    split = Split(source, config.valid_share)
-    tokenizer = make_tokenizer(config, source, split)
-    save_tokenizer(tokenizer, tokenizer_folder, config.seq_len)
-    dtype = dtype_for(config.vocab_size)
-    letters = letters_per_token(tokenizer)
+def writers(config: DataConfig, tokenizer: Tokenizer, folder: Path) -> Built:
+    """An empty corpus in a folder."""
+    dtype, letters = dtype_for(config.vocab_size), letters_per_token(tokenizer)
     train, valid = (ShardWriter(folder, name, config.seq_len, dtype, letters) for name in ("train", "valid"))
-    built = Built(train, valid, Counts())
-    source.mended = Mended()  # of this reading alone
-    workers = worker_count(config.workers)
-    arguments = (str(tokenizer_folder / "tokenizer.json"), dtype.name, config.max_tokens_per_char)
-    with progress(source.total()) as bar, worker_pool(workers, setup_encoder, arguments) as pool:
-        text_bytes = 0
-        for encoded in in_order(pool, encode_chunk, chunks(config, source, split, built, bar), 3 * workers):
-            (valid if encoded.held_out else train).write(encoded.ids)
-            built.counts.documents_filtered += encoded.filtered
-            built.dropped.letters += encoded.dropped.letters
-            built.dropped.letters_dropped += encoded.dropped.letters_dropped
-            built.counts.documents += 0 if encoded.held_out else encoded.kept
-            text_bytes += encoded.text_bytes
-            elapsed = max(1e-9, bar.format_dict["elapsed"])
-            bar.set_postfix_str(
-                f"{text_bytes / 1e6:.0f} MB of text, {text_bytes / 1e6 / elapsed:.1f} MB/s", refresh=False
-            )
-    return built
+    return Built(train, valid)
 
 
-def progress(total: int | None) -> tqdm:
-    """A bar over the bytes of the files."""
-    return tqdm(desc="encode", total=total, unit="B", unit_scale=True, file=sys.stderr, mininterval=0.5)
+def chunks(reading: Reading, split: Split, room: float) -> Iterator[Chunk]:
+    """All documents of a part from where its reading stands, the last chunk with its end.
+
+    Args:
+        room: bytes of held-out text that may be kept; more is not taken out of any piece.
+    """
+    chunk, piece_bytes, held_bytes = Chunk(), 0, 0
+    for document in reading:
+        size = len(document.encode())
+        if not split.holds_out(document):
+            chunk.documents.append(document)
+            chunk.characters += len(document)
+            chunk.text_bytes += size
+        elif split.named is None:
+            if held_bytes and held_bytes + size > room:
+                chunk.held_out_more += 1
+            else:
+                chunk.held_out.append(document)
+            held_bytes += size
+        piece_bytes += size
+        if piece_bytes >= PIECE_BYTES:
+            chunk.state, chunk.mended, chunk.ends = reading.state(), reading.mended.copy(), "piece"
+        if chunk.ends or chunk.characters >= CHUNK_CHARACTERS:
+            if chunk.ends:
+                piece_bytes = held_bytes = 0
+            yield chunk
+            chunk = Chunk()
+    chunk.state, chunk.mended, chunk.ends = reading.state(), reading.mended.copy(), "part"
+    yield chunk
 
 
-def chunks(config: DataConfig, source: Source, split: Split, built: Built, bar: tqdm) -> Iterator[Chunk]:
-    """All documents in order, the held-out ones in chunks of their own; counts them on the way."""
-    room = config.valid_max_megabytes * 1e6
-    waiting: dict[bool, list[str]] = {False: [], True: []}
-    size = {False: 0, True: 0}
-    for held_out, document in documents(config, source, split, bar):
-        length = len(document.encode())
-        if held_out:
-            if (room := room - length) < 0 and built.held_out:
-                built.counts.documents_unused += 1
-                continue
-            built.counts.documents_held_out += 1
-            built.held_out.append(document)
-        else:
-            built.counts.bytes += length
-        waiting[held_out].append(document)
-        size[held_out] += len(document)
-        if size[held_out] >= CHUNK_CHARACTERS:
-            yield Chunk(held_out, waiting[held_out])
-            waiting[held_out], size[held_out] = [], 0
-    for held_out, rest in waiting.items():
-        if rest:
-            yield Chunk(held_out, rest)
-
-
-def documents(config: DataConfig, source: Source, split: Split, bar: tqdm) -> Iterator[tuple[bool, str]]:
-    """(held out, document) in a fixed order: the held-out files first, where there are some."""
-    for document in source.held_out() or ():
-        yield True, document
-    for document in source.documents(config.max_megabytes, bar.update):
-        held_out = split.holds_out(document)
-        if not (held_out and split.named is not None):
-            yield held_out, document
+def by_size(documents: Iterable[str]) -> Iterator[list[str]]:
+    """Documents in lists that a worker encodes at once."""
+    waiting: list[str] = []
+    size = 0
+    for document in documents:
+        waiting.append(document)
+        size += len(document)
+        if size >= CHUNK_CHARACTERS:
+            yield waiting
+            waiting, size = [], 0
+    if waiting:
+        yield waiting
 
 
 class ChunkEncoder:
@@ -191,23 +188,21 @@ class ChunkEncoder:
         self.end = np.array([SEP], dtype=dtype).tobytes()
         self.limit = max_tokens_per_char
 
-    def __call__(self, chunk: Chunk) -> EncodedChunk:
-        """Encode a chunk; documents with too many tokens per character are left out."""
+    def __call__(self, documents: list[str]) -> Encoded:
+        """Encode documents; those with too many tokens per character are left out."""
         parts, filtered = [], 0
         self.encode.dropped = Dropped()
-        for document in chunk.documents:
+        for document in documents:
             ids = self.encode(document)
             tokens = len(ids) // self.itemsize
             if self.limit is not None and tokens >= self.limit * len(document):
                 filtered += 1
             else:
                 parts += [ids, self.end]
-        text_bytes = sum(len(document.encode()) for document in chunk.documents)
-        kept = len(parts) // 2
-        return EncodedChunk(chunk.held_out, b"".join(parts), kept, filtered, text_bytes, self.encode.dropped)
+        return Encoded(b"".join(parts), len(parts) // 2, filtered, self.encode.dropped)
 
 
-# The state of a worker process: setup_encoder fills it once, encode_chunk reads it.
+# The state of a worker process: setup_encoder fills it once, encode_documents reads it.
 WORKER: dict[str, ChunkEncoder] = {}
 
 
@@ -216,6 +211,6 @@ def setup_encoder(tokenizer_path: str, dtype: str, max_tokens_per_char: float | 
     WORKER["encoder"] = ChunkEncoder(Tokenizer.from_file(tokenizer_path), np.dtype(dtype), max_tokens_per_char)
 
 
-def encode_chunk(chunk: Chunk) -> EncodedChunk:
+def encode_documents(documents: list[str]) -> Encoded:
     """Encode in a worker."""
-    return WORKER["encoder"](chunk)
+    return WORKER["encoder"](documents)

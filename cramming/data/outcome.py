@@ -6,7 +6,6 @@ from typing import Any
 
 from cramming.data.config import DataConfig
 from cramming.data.encode import Built, how_documents_end
-from cramming.data.sources.source import Mended
 from cramming.data.tokenizer import UNK
 from cramming.errors import UserError
 
@@ -43,16 +42,16 @@ def mend(config: DataConfig, built: Built) -> str:
     return f"raise data.valid_share={config.valid_share} or give data.valid_files"
 
 
-def remarks(config: DataConfig, built: Built, mended: Mended) -> Iterator[str]:
+def remarks(config: DataConfig, built: Built) -> Iterator[str]:
     """One line for each thing that is lost or changed on the way."""
     if warning := built.dropped.warning(config.normaliser):
         yield warning
-    if mended.rows_without_text:
-        yield f"{mended.rows_without_text:,} rows without text (null) were left out"
-    if mended.half_letters:
-        yield f"{mended.half_letters:,} documents held halves of letters (lone surrogates), which became U+FFFD"
-    if mended.cuts:
-        yield f"longer documents were cut, {mended.cuts:,} times; {how_documents_end(config)}"
+    if built.mended.rows_without_text:
+        yield f"{built.mended.rows_without_text:,} rows without text (null) were left out"
+    if built.mended.half_letters:
+        yield f"{built.mended.half_letters:,} documents held halves of letters (lone surrogates), which became U+FFFD"
+    if built.mended.cuts:
+        yield f"longer documents were cut, {built.mended.cuts:,} times; {how_documents_end(config)}"
     tokens = built.train.counts
     if (unknown := float(tokens[UNK] / max(1, tokens.sum()))) > UNKNOWN_WARN_ABOVE:
         yield (
@@ -61,6 +60,6 @@ def remarks(config: DataConfig, built: Built, mended: Mended) -> Iterator[str]:
         )
 
 
-def losses(built: Built, mended: Mended) -> dict[str, Any]:
+def losses(built: Built) -> dict[str, Any]:
     """The same as numbers, for the manifest."""
-    return {**asdict(mended), **asdict(built.dropped)}
+    return {**asdict(built.mended), **asdict(built.dropped)}

@@ -3,8 +3,8 @@
 import json
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,11 @@ import numpy as np
 
 from cramming.checks import at_home
 from cramming.data.config import DataConfig
-from cramming.data.encode import Built, encode_corpus
+from cramming.data.corpus import TextCorpus
+from cramming.data.encode import Built
 from cramming.data.outcome import losses, refuse_unusable, remarks
-from cramming.data.readymade import copy_readymade
+from cramming.data.pieces import Pieces
+from cramming.data.readymade import Readymade
 from cramming.data.shards import (
     FORMAT_VERSION,
     HELD_OUT,
@@ -29,10 +31,19 @@ from cramming.data.shards import (
 from cramming.data.sources.corpus import TextSource
 from cramming.data.sources.docs import DocsSource
 from cramming.data.sources.hub import HubSource, local_content
-from cramming.data.sources.source import Mended, Source
+from cramming.data.sources.source import Source
+from cramming.data.together import Recipe, abandon, alone, begin, make_together
 from cramming.data.tokenizer import load_tokenizer
-from cramming.files import commit_folder, no_space, refuse_existing, sha256, short_hash, write_json
-from cramming.locks import holder, locked
+from cramming.errors import Passing, Stopped, UserError
+from cramming.files import (
+    commit_folder,
+    is_full_disk,
+    no_space,
+    refuse_existing,
+    sha256,
+    short_hash,
+    write_json,
+)
 
 # Raised when the code makes other tokens from the same text, so that older results are not taken for the same.
 PIPELINE_VERSION = 1
@@ -42,8 +53,8 @@ COSMETIC = ("examples", "workers")
 def prepare(config: DataConfig, output_dir: Path) -> PreparedData:
     """Prepare the data, or find what the same configuration and the same sources made before.
 
-    Several processes may ask for the same: one works, the others wait. An interrupted preparation leaves no result
-    and starts anew.
+    Several processes, also of several machines that share `output_dir`, may ask for the same: each makes parts of it.
+    An interrupted preparation leaves no result, and the next one goes on with the parts that are finished.
 
     Raises:
         UserError: sources, tokenizer or disk do not allow it, or an existing result is damaged.
@@ -53,10 +64,7 @@ def prepare(config: DataConfig, output_dir: Path) -> PreparedData:
     if final.is_dir():
         return open_prepared(final)
     with no_space(output_dir, "output_dir"):
-        with one_at_a_time(final):
-            if not final.is_dir():
-                refuse_existing(final)
-                make(config, source, final)
+        make(config, source, final)
         return open_prepared(final)
 
 
@@ -99,37 +107,55 @@ def key(config: DataConfig, source: Source | None) -> str:
     return short_hash({"version": PIPELINE_VERSION, "settings": settings, "source": identity, "tokenizer": tokenizer})
 
 
-@contextmanager
-def one_at_a_time(final: Path) -> Iterator[None]:
-    """Hold the lock of a result; says so when another process has it."""
-    lock = final.with_name(f".{final.name}.lock")
-    if (other := holder(lock)) is not None:
-        print(f"Another process prepares {final}; waiting for it ({other}).", file=sys.stderr)
-    with locked(lock, wait=True):
-        yield
-
-
 def make(config: DataConfig, source: Source | None, final: Path) -> None:
+    """Make the folder together with all others who are at it, from where those ended who were.
+
+    What is finished of it lies in `.NAME.parts` until the whole is there. It stays when the work is interrupted, and
+    goes when the text or the settings are wrong, or the disk is full.
+    """
+    refuse_existing(final)
+    work = final.with_name(f".{final.name}.parts")
+    recipe: Recipe = Readymade(config) if source is None else TextCorpus(config, source)
+    try:
+        begin(recipe, work, final)
+        with recipe.working(work / TOKENIZER):
+            parts = [Pieces(work / f"part-{number:05d}") for number in range(len(recipe.parts))]
+            make_together(parts, lambda number: recipe.make(number, parts[number]), final.is_dir, final)
+            with one_at_a_time(final):
+                if not final.is_dir():
+                    assemble(config, recipe, parts, final)
+    except Exception as error:
+        if final.is_dir():  # others finished it, and removed its parts from under this process
+            return
+        if is_full_disk(error) or (isinstance(error, UserError) and not isinstance(error, Passing | Stopped)):
+            abandon(work)
+        raise
+    finally:
+        if final.is_dir():
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def one_at_a_time(final: Path) -> AbstractContextManager[None]:
+    """Hold the lock of a result."""
+    return alone(final.with_name(f".{final.name}.lock"), f"puts {final} together")
+
+
+def assemble(config: DataConfig, recipe: Recipe, parts: Sequence[Pieces], final: Path) -> None:
     """Write the folder beside its place, check that it is usable, and rename it."""
     beside = final.with_name(f".{final.name}.partial")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
     try:
-        if source is None:
-            built, provenance = copy_readymade(config, beside, beside / TOKENIZER)
-            mended = Mended()
-        else:
-            source.check()
-            built = encode_corpus(config, source, beside, beside / TOKENIZER)
-            provenance, mended = source.provenance(), source.mended
+        built = recipe.assemble(parts, beside)
+        provenance = recipe.provenance()
         for writer in (built.train, built.valid):
             writer.close()
         refuse_unusable(config, built)
         if config.order == "length":
             built.train.sort_by_letters()
-        finish(config, built, provenance, losses(built, mended), beside)
+        finish(config, built, provenance, losses(built), beside)
         commit_folder(beside, final)
-        for remark in remarks(config, built, mended):
+        for remark in remarks(config, built):
             print(f"note: {remark}", file=sys.stderr)
     finally:
         shutil.rmtree(beside, ignore_errors=True)

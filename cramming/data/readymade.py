@@ -2,6 +2,8 @@
 
 import json
 import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -12,49 +14,111 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from cramming.data.config import DataConfig, HubDataset
-from cramming.data.encode import Built, Counts, dtype_for
-from cramming.data.sources.hub import hub_version, rows, unreachable
+from cramming.data.corpus import IDS
+from cramming.data.encode import PIECE_BYTES, Built, dtype_for, writers
+from cramming.data.pieces import Pieces
+from cramming.data.shards import TOKENIZER
+from cramming.data.sources.hub import MOST_PARTS, UNKNOWN, Rows, listed, settled, unreachable
 from cramming.data.sources.source import fraction
-from cramming.data.tokenizer import SPECIAL_TOKENS, letters_per_token, load_tokenizer, save_tokenizer, template
-from cramming.data.writer import ShardWriter
+from cramming.data.tokenizer import SPECIAL_TOKENS, load_tokenizer, save_tokenizer, template
 from cramming.errors import UserError
 
 ROWS_PER_WRITE = 1024
 
 
-def copy_readymade(config: DataConfig, folder: Path, tokenizer_folder: Path) -> tuple[Built, dict[str, Any]]:
-    """Write a hub data set's sequences as shards; (corpus, provenance).
+class Readymade:
+    """Sequences of a hub data set as a corpus; see `Recipe`.
 
     Ids are renumbered where the set's special tokens do not stand at 0 to 6: the authors' order follows a hash seed.
     Sequences are held out by their hash, after renumbering. `counts.bytes` counts packed bytes.
     """
-    dataset = config.hub[0]
-    tokenizer, renumbered = renumber(fetch_tokenizer(dataset))
-    save_tokenizer(tokenizer, tokenizer_folder, config.seq_len)
-    load_tokenizer(tokenizer_folder, config.vocab_size)
-    dtype = dtype_for(config.vocab_size)
-    letters = letters_per_token(tokenizer)
-    train, valid = (ShardWriter(folder, name, config.seq_len, dtype, letters) for name in ("train", "valid"))
-    built = Built(train, valid, Counts())
-    limit = None if config.max_megabytes is None else config.max_megabytes * 1e6
-    waiting: list[list[int]] = []
-    with tqdm(desc="copy", unit="B", unit_scale=True, file=sys.stderr, mininterval=0.5) as bar:
-        for row in rows(dataset):
+
+    def __init__(self, config: DataConfig) -> None:
+        self.config, self.dataset = config, config.hub[0]
+        self.dtype = dtype_for(config.vocab_size)
+        self.settled: dict[str, Any] = {}
+        self.parts: list[Rows] = []
+
+    def check(self) -> None:
+        """See Recipe."""
+        next(iter(Rows(self.dataset)))
+
+    def settle(self, known: Any) -> Any:
+        """See Recipe."""
+        self.settled = settled([self.dataset], known)
+        commit = self.settled["commits"][0]
+        # The first megabytes of all are one part, for what comes after them is not read.
+        count = 1 if self.config.max_megabytes is not None else min(self.settled["files"][0], MOST_PARTS)
+        self.parts = [Rows(self.dataset, commit, (number, count)) for number in range(count)]
+        self.tokenizer, self.renumbered = renumber(fetch_tokenizer(self.dataset, commit))
+        return self.settled
+
+    def make_tokenizer(self, folder: Path) -> None:
+        """See Recipe."""
+        save_tokenizer(self.tokenizer, folder, self.config.seq_len)
+
+    @contextmanager
+    def working(self, tokenizer: Path) -> Iterator[None]:
+        """See Recipe."""
+        load_tokenizer(tokenizer, self.config.vocab_size)
+        with tqdm(desc="copy", unit="B", unit_scale=True, file=sys.stderr, mininterval=0.5) as self.bar:
+            yield
+
+    def make(self, number: int, pieces: Pieces) -> None:
+        """See Recipe."""
+        rows, state = self.parts[number].again(), pieces.state()
+        if state is not None:
+            rows.go_to(state["rows"])
+        blocks = self.blocks(rows, 0 if state is None else state["bytes"])
+        ends = False
+        while not ends:
+            with pieces.next_piece() as piece:
+                size = 0
+                for block, taken, ends in blocks:
+                    piece.add(IDS, block)
+                    size += len(block)
+                    self.bar.update(len(block))
+                    if ends or size >= PIECE_BYTES:
+                        piece.state = {"rows": rows.state(), "bytes": taken}
+                        break
+
+    def blocks(self, rows: Rows, taken: int) -> Iterator[tuple[bytes, int, bool]]:
+        """(sequences, bytes taken so far, whether these are the last) of a part, ROWS_PER_WRITE at a time."""
+        megabytes = self.config.max_megabytes
+        waiting: list[list[int]] = []
+        for row in rows:
             waiting.append(row)
             if len(waiting) == ROWS_PER_WRITE:
-                bar.update(add_rows(config, built, tokenizer, checked(waiting, config, renumbered, dtype)))
+                block = checked(waiting, self.config, self.renumbered, self.dtype).tobytes()
+                taken += len(block)
                 waiting = []
-                if limit is not None and built.counts.bytes >= limit:
-                    break
-        if waiting:
-            add_rows(config, built, tokenizer, checked(waiting, config, renumbered, dtype))
-    listed = {"id": dataset.id, "config": dataset.config, "split": dataset.split, "commit": hub_version(dataset)}
-    changed = bool((renumbered != np.arange(len(renumbered))).any())
-    return built, {"source": "readymade", "datasets": [listed], "ids_renumbered": changed}
+                full = megabytes is not None and taken >= megabytes * 1e6
+                yield block, taken, full
+                if full:
+                    return
+        rest = checked(waiting, self.config, self.renumbered, self.dtype).tobytes() if waiting else b""
+        yield rest, taken + len(rest), True
+
+    def assemble(self, parts: Iterable[Pieces], folder: Path) -> Built:
+        """See Recipe."""
+        save_tokenizer(self.tokenizer, folder / TOKENIZER, self.config.seq_len)
+        built = writers(self.config, self.tokenizer, folder)
+        row_bytes = self.config.seq_len * self.dtype.itemsize
+        for part in parts:
+            for piece in part.read():
+                for block in piece.blocks(IDS, ROWS_PER_WRITE * row_bytes):
+                    rows = np.frombuffer(block, self.dtype).reshape(-1, self.config.seq_len)
+                    add_rows(self.config, built, self.tokenizer, rows)
+        return built
+
+    def provenance(self) -> dict[str, Any]:
+        """See Recipe."""
+        changed = bool((self.renumbered != np.arange(len(self.renumbered))).any())
+        return {"source": "readymade", "datasets": listed([self.dataset], self.settled), "ids_renumbered": changed}
 
 
-def add_rows(config: DataConfig, built: Built, tokenizer: Tokenizer, block: np.ndarray) -> int:
-    """Write sequences (n, seq_len) to their split; bytes taken."""
+def add_rows(config: DataConfig, built: Built, tokenizer: Tokenizer, block: np.ndarray) -> None:
+    """Write sequences (n, seq_len) to their split."""
     shares = np.array([fraction(blake2b(row.tobytes(), digest_size=8).digest()) for row in block])
     held_out, counts = block[shares < config.valid_share], built.counts
     room = int(config.valid_max_megabytes * 1e6 / max(1, block[0].nbytes)) - counts.documents_held_out
@@ -66,7 +130,6 @@ def add_rows(config: DataConfig, built: Built, tokenizer: Tokenizer, block: np.n
     built.train.write_rows(block[shares >= config.valid_share])
     counts.documents += len(block) - len(held_out)
     counts.bytes += block.nbytes
-    return block.nbytes
 
 
 def checked(waiting: list[list[int]], config: DataConfig, renumbered: np.ndarray, dtype: np.dtype) -> np.ndarray:
@@ -81,15 +144,16 @@ def checked(waiting: list[list[int]], config: DataConfig, renumbered: np.ndarray
     return renumbered[block].astype(dtype)
 
 
-def fetch_tokenizer(dataset: HubDataset) -> Path:
+def fetch_tokenizer(dataset: HubDataset, commit: str) -> Path:
     """Path of tokenizer/tokenizer.json of the data set on the hub, or in its local folder."""
     name = "tokenizer/tokenizer.json"
     if Path(dataset.id).is_dir():
         if not (Path(dataset.id) / name).is_file():
             raise UserError(f"data.hub: {dataset.id}/{name} is missing.")
         return Path(dataset.id) / name
+    revision = dataset.revision if commit == UNKNOWN else commit
     try:
-        return Path(hf_hub_download(dataset.id, name, repo_type="dataset", revision=dataset.revision))
+        return Path(hf_hub_download(dataset.id, name, repo_type="dataset", revision=revision))
     except Exception as error:
         raise unreachable(dataset, error) from error
 

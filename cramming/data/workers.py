@@ -12,7 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from cramming.errors import UserError
+from cramming.errors import Passing, UserError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -48,7 +48,7 @@ def worker_pool(
         try:
             yield pool
         except BrokenProcessPool:
-            raise UserError("A worker process died (killed, or out of memory); set data.workers=1.") from None
+            raise Passing("A worker process died (killed, or out of memory); set data.workers=1.") from None
         finally:
             pool.shutdown(cancel_futures=True)
 

@@ -12,18 +12,7 @@ import pytest
 
 from cramming import locks
 from cramming.locks import Held, Holder, holder, locked
-
-
-def child(work: Callable[[], None]) -> int:
-    """A process that does the work, and its number."""
-    if (pid := os.fork()) == 0:
-        status = 1
-        try:
-            work()
-            status = 0
-        finally:
-            os._exit(status)
-    return pid
+from tests.helpers.children import child
 
 
 def holding(path: Path) -> Callable[[], None]:

@@ -13,6 +13,7 @@ from typing import IO, Any
 import zstandard
 
 from cramming.files import no_space
+from cramming.remote import AnyFile, opened
 
 COMPRESSIONS = (".xz", ".gz", ".zst")
 DAMAGE = (lzma.LZMAError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError, EOFError)
@@ -20,7 +21,7 @@ COPY_BYTES = 1 << 20
 ZSTD_BYTES = 16 << 10  # taken at a time: however well it is compressed, the content of so much fits into memory
 
 
-def decompressed(path: Path, raw: IO[bytes]) -> Any:
+def decompressed(path: AnyFile, raw: IO[bytes]) -> Any:
     """A context with a reader of the file's content; the reader raises one of DAMAGE for a damaged file."""
     match path.suffix:
         case ".xz":
@@ -34,9 +35,9 @@ def decompressed(path: Path, raw: IO[bytes]) -> Any:
 
 
 @contextlib.contextmanager
-def unpacked(path: Path) -> Iterator[IO[bytes]]:
+def unpacked(path: AnyFile) -> Iterator[IO[bytes]]:
     """The content of a file that is not read from front to back, as Parquet: a compressed one as a temporary file."""
-    with open(path, "rb") as raw, decompressed(path, raw) as file:
+    with opened(path) as raw, decompressed(path, raw) as file:
         if path.suffix not in COMPRESSIONS:
             yield file
             return

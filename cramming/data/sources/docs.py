@@ -3,7 +3,7 @@
 import hashlib
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 
 from tqdm import tqdm
@@ -11,7 +11,7 @@ from tqdm import tqdm
 from cramming.data.sources.docstrings import docstrings
 from cramming.data.sources.packages import CodeFile, Installed, locked_packages
 from cramming.data.sources.prose import paragraphs
-from cramming.data.sources.source import Advance, Mended, digest, fraction, no_progress
+from cramming.data.sources.source import Given, Mended, Part, digest, fraction
 from cramming.data.workers import in_order, worker_count, worker_pool
 from cramming.errors import UserError
 from cramming.files import short_hash
@@ -33,7 +33,6 @@ class DocsSource:
         self.workers = worker_count(workers)
         self.installed = locked_packages() if installed is None else installed
         self.texts: list[str] = []
-        self.mended = Mended()
 
     def identity(self) -> Any:
         """The packages' versions and the hashes of their files as they were installed."""
@@ -54,20 +53,20 @@ class DocsSource:
         elif self.documents_sha256() != STANDARD_SHA256:
             print("not the standard corpus: the packages hold other text than it was made of", file=sys.stderr)
 
+    def settle(self, known: None) -> None:
+        """The lock file leaves nothing open."""
+
     def total(self) -> int | None:
         """UTF-8 bytes of the documents."""
         return sum(len(text.encode()) for text in self.texts)
 
-    def documents(self, megabytes: float | None, advance: Advance = no_progress) -> Iterator[str]:
-        """All documents, or those whose hash falls into a share of `megabytes`."""
+    def parts(self, megabytes: float | None) -> Sequence[Part]:
+        """All documents, or those whose hash falls into a share of `megabytes`, as one part: it is read in seconds."""
         share = 1.0 if megabytes is None else megabytes * 1e6 / max(1, self.total() or 1)
-        for text in self.texts:
-            # Not the digest that decides what is held out: the sample has its share of both.
-            if fraction(digest(f"sample {text}")) < share:
-                advance(len(text.encode()))
-                yield text
+        # Not the digest that decides what is held out: the sample has its share of both.
+        return [Given([text for text in self.texts if fraction(digest(f"sample {text}")) < share])]
 
-    def held_out(self) -> None:
+    def held_out(self, mended: Mended | None = None) -> None:
         """Held out by hash."""
 
     def documents_sha256(self) -> str:

@@ -4,7 +4,6 @@ import codecs
 import json
 import re
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pyarrow
@@ -14,6 +13,7 @@ from cramming.data.sources.compressed import COMPRESSIONS, decompressed, unpacke
 from cramming.data.sources.compressed import DAMAGE as DAMAGED_COMPRESSION
 from cramming.data.sources.source import Advance, Mended, no_progress
 from cramming.errors import UserError
+from cramming.remote import AnyFile, opened, size_of
 
 BLOCK_BYTES = 1 << 20
 # A longer document is cut at the end of a line, so that memory does not depend on the text.
@@ -23,7 +23,7 @@ KINDS = (".txt", ".jsonl", ".parquet")
 DAMAGE = (*DAMAGED_COMPRESSION, pyarrow.ArrowException)
 
 
-def kind(path: Path) -> str:
+def kind(path: AnyFile) -> str:
     """Format of a file from its name: .txt, .jsonl or .parquet; UserError for others."""
     suffixes = path.suffixes
     if suffixes and suffixes[-1] in COMPRESSIONS:
@@ -34,7 +34,7 @@ def kind(path: Path) -> str:
 
 
 def read_documents(
-    path: Path, text_field: str, advance: Advance = no_progress, mended: Mended | None = None
+    path: AnyFile, text_field: str, advance: Advance = no_progress, mended: Mended | None = None
 ) -> Iterator[str]:
     """Non-empty documents of one file, in order; `advance` gets the bytes read of the file on the disk.
 
@@ -51,7 +51,7 @@ def read_documents(
         raise UserError(f"{path} is damaged or not what its name says ({error}); get it again.") from None
 
 
-def read_txt(path: Path, _: str, advance: Advance, mended: Mended) -> Iterator[str]:
+def read_txt(path: AnyFile, _: str, advance: Advance, mended: Mended) -> Iterator[str]:
     """Documents between empty lines."""
     rest = ""
     for block in text_blocks(path, advance):
@@ -74,7 +74,7 @@ def cut(document: str) -> list[str]:
     return [*pieces, document]
 
 
-def read_jsonl(path: Path, text_field: str, advance: Advance, mended: Mended) -> Iterator[str]:
+def read_jsonl(path: AnyFile, text_field: str, advance: Advance, mended: Mended) -> Iterator[str]:
     """The text field of each line."""
     for number, line in enumerate(whole_lines(text_blocks(path, advance)), start=1):
         if line.strip():
@@ -98,7 +98,7 @@ def whole_lines(blocks: Iterable[str]) -> Iterator[str]:
     yield "".join(parts)
 
 
-def json_text(path: Path, number: int, line: str, text_field: str) -> str | None:
+def json_text(path: AnyFile, number: int, line: str, text_field: str) -> str | None:
     """The text of one line of JSON; None for null, as a row or as its text."""
     try:
         value = json.loads(line)
@@ -113,13 +113,13 @@ def json_text(path: Path, number: int, line: str, text_field: str) -> str | None
     return str(value[text_field])
 
 
-def read_parquet(path: Path, text_field: str, advance: Advance, mended: Mended) -> Iterator[str]:
+def read_parquet(path: AnyFile, text_field: str, advance: Advance, mended: Mended) -> Iterator[str]:
     """The text column, row group after row group."""
     with unpacked(path) as whole, pyarrow.parquet.ParquetFile(whole, pre_buffer=False) as file:
         names = file.schema_arrow.names
         if text_field not in names:
             raise UserError(f"{path} has no column {text_field!r} (data.text_field); it has {', '.join(names)[:200]}.")
-        share = path.stat().st_size // max(1, file.metadata.num_rows)
+        share = size_of(path) // max(1, file.metadata.num_rows)
         for group in range(file.num_row_groups):
             for rows in group_rows(path, file, group, text_field):
                 advance(share * len(rows))
@@ -131,7 +131,7 @@ def read_parquet(path: Path, text_field: str, advance: Advance, mended: Mended) 
                     yield text
 
 
-def group_rows(path: Path, file: pyarrow.parquet.ParquetFile, group: int, column: str) -> Iterator[list[Any]]:
+def group_rows(path: AnyFile, file: pyarrow.parquet.ParquetFile, group: int, column: str) -> Iterator[list[Any]]:
     """The column's values of a row group, some rows at a time; UserError names a damaged group."""
     batches = file.iter_batches(batch_size=256, row_groups=[group], columns=[column])
     while True:
@@ -150,11 +150,11 @@ def group_rows(path: Path, file: pyarrow.parquet.ParquetFile, group: int, column
         yield rows
 
 
-def text_blocks(path: Path, advance: Advance) -> Iterator[str]:
+def text_blocks(path: AnyFile, advance: Advance) -> Iterator[str]:
     """Decoded text in blocks of about a megabyte, line ends as \\n, a byte order mark left out."""
     decoder = codecs.getincrementaldecoder("utf-8-sig")(errors="strict")
     done = position = 0
-    with open(path, "rb") as raw, decompressed(path, raw) as file:
+    with opened(path) as raw, decompressed(path, raw) as file:
         while block := file.read(BLOCK_BYTES):
             if b"\0" in block:
                 raise UserError(f"{path} is binary (a zero byte near byte {done:,} of its content), not text.")
@@ -172,6 +172,6 @@ def text_blocks(path: Path, advance: Advance) -> Iterator[str]:
         raise not_utf8(path, done, error) from None
 
 
-def not_utf8(path: Path, done: int, error: UnicodeDecodeError) -> UserError:
+def not_utf8(path: AnyFile, done: int, error: UnicodeDecodeError) -> UserError:
     """The error for text in another encoding."""
     return UserError(f"{path} is not UTF-8 (near byte {done + error.start:,} of its content); convert it with iconv.")

@@ -13,6 +13,7 @@ from cramming.data.prepare import prepare
 from cramming.data.sources import readers
 from cramming.data.sources.corpus import TextSource
 from cramming.data.sources.readers import read_documents
+from cramming.data.sources.source import documents
 from cramming.errors import UserError
 from tests.helpers.data import make_documents, text_config, write_txt
 
@@ -79,7 +80,7 @@ def test_files_come_in_the_globs_order(tmp_path):
     for name in ("b", "a", "c"):
         write_txt(tmp_path / f"{name}.txt", [name])
     source = TextSource([str(tmp_path / "c.txt"), str(tmp_path / "*.txt")], [], "text")
-    assert list(source.documents(None)) == ["c", "a", "b"]
+    assert list(documents(source, None)) == ["c", "a", "b"]
 
 
 @pytest.mark.parametrize(

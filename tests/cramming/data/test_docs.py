@@ -14,6 +14,7 @@ from cramming.data.sources.docs import STANDARD_SHA256, DocsSource
 from cramming.data.sources.docstrings import docstrings
 from cramming.data.sources.packages import PACKAGES, Installed, locked_packages, locked_versions
 from cramming.data.sources.prose import is_prose, paragraphs
+from cramming.data.sources.source import documents
 from cramming.errors import UserError
 from tests.helpers.composed import composed
 from tests.helpers.data import text_config
@@ -168,14 +169,14 @@ def site(tmp_path) -> Path:
 def test_documents_are_modules_in_order_without_repetitions(site):
     source = DocsSource(1, found(site))
     source.check()
-    documents = list(source.documents(None))
-    assert documents == [
+    texts = list(documents(source, None))
+    assert texts == [
         prose("garden").replace("house", "House") + "\n" + prose("harbour"),
         prose("forest"),
         prose("newer"),
         f"A short text that waits for the next one in the package.\n{prose('mountain')}",
     ]
-    assert source.total() == sum(map(len, documents))
+    assert source.total() == sum(map(len, texts))
 
 
 CODE = """#!/usr/bin/env python

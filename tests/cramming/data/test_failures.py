@@ -79,7 +79,7 @@ from pathlib import Path
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background of a shell has it ignored
 sys.path.insert(0, {tests!r})
 from tests.helpers.data import text_config
-from cramming.data import encode
+from cramming.data import corpus, encode
 from cramming.data.prepare import prepare
 chunks = encode.chunks
 def slow(*arguments):
@@ -88,14 +88,14 @@ def slow(*arguments):
         if number == 3:
             print("half", flush=True)
             sys.stdin.read()
-encode.chunks = slow
+corpus.chunks = slow
 encode.CHUNK_CHARACTERS = 3000
 prepare(text_config([{corpus!r}], workers=2), Path({output!r}))
 """
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_killed_half_way_leaves_no_result_and_starts_anew(tmp_path, corpus, data, how):
+def test_killed_half_way_leaves_no_result_and_the_next_one_finishes(tmp_path, corpus, data, how):
     code = CHILD.format(tests=str(Path(__file__).parents[3]), corpus=str(corpus), output=str(tmp_path))
     command = [sys.executable, "-c", code]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as child:
@@ -111,7 +111,7 @@ def test_killed_half_way_leaves_no_result_and_starts_anew(tmp_path, corpus, data
     while any(Path(f"/proc/{pid}").exists() and is_alive(pid) for pid in workers):
         assert time.monotonic() < deadline, "workers outlived their parent"
     assert prepare(text_config([corpus]), tmp_path).fingerprint == data.fingerprint
-    assert not list((tmp_path / "data").glob(".*.partial"))
+    assert not [path for path in (tmp_path / "data").glob(".*") if path.is_dir()]
 
 
 def children_of(pid: int) -> list[int]:
@@ -196,7 +196,7 @@ import signal
 import sys
 import time
 sys.path.insert(0, {tests!r})
-from cramming.data import encode
+from cramming.data import corpus, encode
 after = sys.argv.pop(1)
 def waiting(name, function):
     def call(*arguments):
@@ -208,7 +208,7 @@ def waiting(name, function):
     return call
 encode.CHUNK_CHARACTERS = 3000
 if after == "half":
-    encode.chunks = waiting("half", encode.chunks)
+    corpus.chunks = waiting("half", encode.chunks)
 else:
     encode.train_tokenizer = lambda texts, *_: list(waiting("tokenizer", iter)(texts))
 from scripts.prepare import main

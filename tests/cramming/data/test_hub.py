@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from pathlib import Path
 
@@ -7,11 +8,15 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from cramming.data import corpus, encode
 from cramming.data.config import DataConfig, HubDataset
+from cramming.data.pieces import Piece, Pieces
 from cramming.data.prepare import prepare
+from cramming.data.sources import hub
 from cramming.data.sources.hub import HubSource
+from cramming.data.sources.source import Part, documents
 from cramming.data.tokenizer import SPECIAL_TOKENS, train_tokenizer
-from cramming.errors import UserError
+from cramming.errors import Passing, UserError
 from tests.helpers.data import make_documents
 
 TEXTS = make_documents(200)
@@ -53,8 +58,8 @@ def test_two_sets_alternate_by_size_and_rows_are_joined(tmp_path):
     joined = HubDataset(id=short.id, column="line", join_rows=2)
     source = HubSource([long, joined])
     expected = ["a" * 100, "row 0\nrow 1", "row 2\nrow 3", "row 4", "b" * 100, "c" * 100]
-    assert list(source.documents(None)) == expected
-    assert list(source.documents(0.00011)) == expected[:2]
+    assert list(documents(source, None)) == expected
+    assert list(documents(source, 0.00011)) == expected[:2]
 
 
 def test_wrong_column_and_text_type_are_named(tmp_path):
@@ -62,7 +67,7 @@ def test_wrong_column_and_text_type_are_named(tmp_path):
     with pytest.raises(UserError, match=r"no column 'body', but \['text'\]"):
         prepare(hub_config(HubDataset(id=dataset.id, column="body")), tmp_path)
     with pytest.raises(UserError, match="holds no text"):
-        list(HubSource([local_set(tmp_path / "numbers", n=[1, 2])]).documents(None))
+        list(documents(HubSource([local_set(tmp_path / "numbers", n=[1, 2])]), None))
 
 
 @pytest.mark.parametrize(
@@ -138,3 +143,135 @@ def test_rows_without_text_are_left_out_and_told(tmp_path, capsys):
     counts = data.manifest["counts"]
     assert counts["documents"] + counts["documents_held_out"] == len(TEXTS)
     assert "note: 2 rows without text (null) were left out" in capsys.readouterr().err
+
+
+def set_of_files(folder: Path, kind: str, texts: list[str], files: int, column: str = "text") -> HubDataset:
+    """A local set that `datasets` reads with the builder of a kind of file, each file with rows without text."""
+    (folder / "data").mkdir(parents=True)
+    for number in range(files):
+        rows = [*texts[number::files], None]
+        path = folder / "data" / f"train-{number:05d}-of-{files:05d}.{kind}"
+        if kind == "parquet":
+            pyarrow.parquet.write_table(pyarrow.table({column: rows}), path, row_group_size=7)
+        else:
+            path.write_text("".join(json.dumps({column: row}) + "\n" for row in rows))
+    return HubDataset(id=str(folder), column=column)
+
+
+def resumed(part: Part, taken: int) -> tuple[list[str], dict[str, int]]:
+    """The documents of a part that is read in two goes, the second from the first one's state; what was mended."""
+    first = part.read()
+    found = [next(first.documents) for _ in range(taken)]
+    state, mended = json.loads(json.dumps(first.state())), vars(first.mended.copy())
+    second = part.read(state)
+    found += list(second)
+    return found, {name: mended[name] + vars(second.mended)[name] for name in mended}
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+@pytest.mark.parametrize(
+    ("sets", "join_rows", "megabytes"), [(1, 1, None), (1, 1, 0.02), (1, 3, None), (2, 1, None), (2, 3, 0.02)]
+)
+def test_a_stream_goes_on_exactly_where_it_was(tmp_path, kind, sets, join_rows, megabytes):
+    hub = [set_of_files(tmp_path / str(number), kind, TEXTS[number::3], 3) for number in range(sets)]
+    hub[-1] = dataclasses.replace(hub[-1], join_rows=join_rows)
+    source = HubSource(hub)
+    source.settle(None)
+    parts = source.parts(megabytes)
+    assert len(parts) == (3 if (sets, join_rows, megabytes) == (1, 1, None) else 1)
+    for part in parts:
+        whole = part.read()
+        expected = list(whole)
+        for taken in (*range(0, len(expected), 5), len(expected)):
+            assert resumed(part, taken) == (expected, vars(whole.mended))
+
+
+def test_files_of_a_set_are_read_apart_in_the_sets_order(tmp_path):
+    source = HubSource([set_of_files(tmp_path / "set", "parquet", TEXTS, 5)])
+    in_one = list(documents(source, None))
+    source.settle(None)
+    assert len(source.parts(None)) == 5
+    assert list(documents(source, None)) == in_one == [text for number in range(5) for text in TEXTS[number::5]]
+
+
+def test_a_broken_stream_goes_on_with_the_same_bytes(tmp_path, monkeypatch):
+    dataset = set_of_files(tmp_path / "set", "parquet", TEXTS, 2)
+    config = hub_config(dataset, max_megabytes=0.03, tokenizer_megabytes=0.005)
+    expected = prepare(config, tmp_path / "whole")
+    monkeypatch.setattr(encode, "PIECE_BYTES", 3000)
+    read, given = datasets.IterableDataset.__iter__, []
+
+    def broken(self):
+        for row in read(self):
+            given.append(row["text"])
+            if len(given) == 60:
+                raise ConnectionError("no route")
+            yield row
+
+    monkeypatch.setattr(datasets.IterableDataset, "__iter__", broken)
+    with pytest.raises(Passing, match=r"data\.hub: .* cannot be read \(ConnectionError: no route\)"):
+        prepare(config, tmp_path / "broken")
+    (work,) = (tmp_path / "broken" / "data").glob(".*.parts")
+    kept = list(Pieces(work / "part-00000").read())
+    assert len(kept) > 2
+    again: list[str] = []
+    fill = corpus.fill
+
+    def logged(piece, chunk, encoded):
+        again.extend(chunk.documents)
+        fill(piece, chunk, encoded)
+
+    monkeypatch.setattr(corpus, "fill", logged)
+    found = prepare(config, tmp_path / "broken")
+    assert (found.folder / "manifest.json").read_bytes() == (expected.folder / "manifest.json").read_bytes()
+    assert len(again) + sum(piece.counts["documents"] for piece in kept) == found.manifest["counts"]["documents"]
+
+
+def test_the_newest_commit_is_settled_once_and_streamed_by_all(tmp_path, monkeypatch):
+    dataset = set_of_files(tmp_path / "set", "parquet", TEXTS, 3)
+    asked: list[str | None] = []
+    load = datasets.load_dataset
+
+    def loaded(*arguments, revision=None, **named):
+        asked.append(revision)
+        return load(*arguments, **named)
+
+    monkeypatch.setattr(datasets, "load_dataset", loaded)
+    monkeypatch.setattr(hub, "hub_version", lambda _: "0f1e2d")
+    first, second = HubSource([dataset]), HubSource([dataset])
+    found = first.settle(None)
+    assert found == {"commits": ["0f1e2d"], "files": [3]}
+    monkeypatch.setattr(hub, "hub_version", lambda _: "a newer one")
+    assert second.settle(json.loads(json.dumps(found))) == found
+    asked.clear()
+    list(documents(second, None))
+    assert asked == ["0f1e2d"] * 3
+    assert second.provenance()["datasets"][0]["commit"] == "0f1e2d"
+    with pytest.raises(
+        UserError, match=r"data\.hub: .*set changed since its preparation began \(files: \[4\], now \[3"
+    ):
+        HubSource([dataset]).settle({"commits": ["unknown"], "files": [4]})
+
+
+@pytest.mark.parametrize("megabytes", [None, 0.05])
+def test_readymade_sequences_go_on_where_they_were(tmp_path, monkeypatch, megabytes):
+    config, _, _ = readymade(tmp_path / "set")
+    config = dataclasses.replace(config, max_megabytes=megabytes)
+    whole = prepare(config, tmp_path / "whole")
+    monkeypatch.setattr("cramming.data.readymade.PIECE_BYTES", 1)
+    monkeypatch.setattr("cramming.data.readymade.ROWS_PER_WRITE", 1024)
+    add = Piece.add
+
+    def broken(self, name, content):
+        if self.folder.name.startswith(".00001"):
+            raise Passing("the network is gone")
+        add(self, name, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Piece, "add", broken)
+        with pytest.raises(Passing):
+            prepare(config, tmp_path / "broken")
+    (work,) = (tmp_path / "broken" / "data").glob(".*.parts")
+    assert len(Pieces(work / "part-00000").finished()) == 1
+    found = prepare(config, tmp_path / "broken")
+    assert (found.folder / "manifest.json").read_bytes() == (whole.folder / "manifest.json").read_bytes()
