@@ -9,6 +9,7 @@ import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
@@ -16,6 +17,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from cramming.files import remove_leftovers
 from cramming.glue.tasks import Task
 from cramming.locks import locked
+from cramming.model.foreign import classifier_of
 from cramming.model.saved import Pretrained, load_weights, write_model
 from fff.hardening import set_hardening
 
@@ -23,16 +25,17 @@ from fff.hardening import set_hardening
 def load_classifier(pretrained: Pretrained, task: Task, dropout: float) -> PreTrainedModel:
     """The checkpoint's encoder under a fresh head for `task`; the head comes from torch's current random state.
 
-    FFF layers are finetuned hard, as they are evaluated. UserError as `load_weights`.
+    FFF layers are finetuned hard, as they are evaluated. UserError as `load_weights` or `classifier_of`.
     """
-    model = load_weights(
-        AutoModelForSequenceClassification,
-        pretrained,
-        num_labels=1 if task.regression else len(task.labels),
-        problem_type="regression" if task.regression else "single_label_classification",
-        hidden_dropout_prob=dropout,
-        classifier_dropout=dropout,
-    )
+    head: dict[str, Any] = {
+        "num_labels": 1 if task.regression else len(task.labels),
+        "problem_type": "regression" if task.regression else "single_label_classification",
+    }
+    if pretrained.foreign:
+        model = classifier_of(pretrained, dropout, **head)
+    else:
+        both = {"hidden_dropout_prob": dropout, "classifier_dropout": dropout}
+        model = load_weights(AutoModelForSequenceClassification, pretrained, **head, **both)
     set_hardening(model, form="hard")
     return model
 

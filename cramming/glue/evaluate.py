@@ -5,10 +5,12 @@ from pathlib import Path
 from cramming.data.prepare import prepare
 from cramming.data.shards import find_prepared, open_prepared
 from cramming.errors import UserError
+from cramming.glue.config import GlueConfig
 from cramming.glue.finetune import single_process
 from cramming.glue.root import GlueRoot
 from cramming.glue.suite import Suite, run_suite
 from cramming.glue.summary import summary
+from cramming.model.foreign import is_foreign, open_foreign
 from cramming.model.saved import Pretrained, open_pretrained
 from cramming.record import read_record, record_file, refuse_unfinished
 from cramming.train.tracking import check_wandb, close_wandb, open_wandb
@@ -25,7 +27,7 @@ def evaluate_run(root: GlueRoot) -> int:
     check_wandb(root.wandb)
     if root.checkpoint is None:
         refuse_causal(root.objective.kind == "causal", root.run_name)
-    pretrained = open_pretrained(Path(root.checkpoint)) if root.checkpoint else open_own(root)
+    pretrained = open_given(config, Path(root.checkpoint)) if root.checkpoint else open_own(root)
     refuse_causal(pretrained.causal, str(pretrained.folder))
     suite = "GLUE" if config.suite == "glue" else "mini (not GLUE)"
     print(f"model      {pretrained.folder}")
@@ -61,6 +63,19 @@ def refuse_causal(causal: bool, name: str) -> None:
             f"{name} is of objective.kind=causal: the first token, which GLUE's classifier reads, sees no other; give "
             "a model that was pretrained with objective=masked."
         )
+
+
+def open_given(config: GlueConfig, path: Path) -> Pretrained:
+    """A model's folder: this project's, or any encoder of transformers'; UserError where its tasks are not offered."""
+    if not is_foreign(path):
+        return open_pretrained(path)
+    if config.source == "mini":
+        raise UserError(
+            f"{path} is of another project, and its held-out text is not known; set glue=local or glue=hub."
+        )
+    if config.save:
+        raise UserError(f"{path} is of another project, and glue.save keeps classifiers of this one's alone; unset it.")
+    return open_foreign(path)
 
 
 def open_own(root: GlueRoot) -> Pretrained:

@@ -28,6 +28,7 @@ from cramming.glue.schedule import warmup_steps
 from cramming.glue.sources import TaskData, limited, load_hub, load_local
 from cramming.glue.summary import line_of
 from cramming.glue.tasks import Task, chosen_tasks
+from cramming.model.foreign import tokenizer_of
 from cramming.model.saved import Pretrained, first_line, load_tokenizer
 from cramming.parallel.world import World
 from cramming.record import Record, computed_by, in_one_word, recognised
@@ -80,7 +81,7 @@ def run_suite(suite: Suite, world: World | None = None) -> list[Record]:
         raise UserError(
             f"glue.max_length is {config.max_length}; {pretrained.folder} takes {pretrained.max_length} tokens at most."
         )
-    tokenizer = load_tokenizer(pretrained)
+    tokenizer = tokenizer_of(pretrained.folder) if pretrained.foreign else load_tokenizer(pretrained)
     world = world or single_process(config.precision)
     check_optimised(config, world)
     tasks = chosen_tasks(config.suite, config.tasks)

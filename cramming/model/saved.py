@@ -38,6 +38,7 @@ class Pretrained:
         weights_sha256: of the weights file.
         max_length: longest input in tokens.
         causal: whether tokens see earlier ones alone, of a decoder.
+        foreign: whether it is an encoder of another project (cramming.model.foreign).
     """
 
     folder: Path
@@ -50,6 +51,7 @@ class Pretrained:
     weights_sha256: str
     max_length: int
     causal: bool = False
+    foreign: bool = False
 
 
 def write_model(

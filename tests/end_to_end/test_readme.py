@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from tests.helpers.commands import inline
 from tests.helpers.data import make_documents, write_txt
+from tests.helpers.distilled import bert, tokenizer
 from tests.helpers.forked import forks  # noqa: F401, a fixture
 from tests.helpers.glue import write_sst2
 from tests.helpers.ultrafast import HEADS, synthetic
@@ -34,6 +35,9 @@ SMALL = {
     "search": "--threads 1 --index {home}/index",
     "regions": "--tokens 500",
     "convert": f"--heads {HEADS}",
+    "distill": "distill.to=leaf:1x8+8 distill.controls=[none,narrow:12] distill.held_out=[{home}/text.txt] "
+    "distill.tokens=1500 distill.fit_tokens=1000 distill.block_tokens=500 distill.whole_tokens=500 "
+    "distill.neighbours=12 distill.seq_len=32 distill.times=false",
 }
 # This test itself; what needs the hub; and two processes, which other tests start.
 LEFT_OUT = ("make test", "glue=hub", "torchrun")
@@ -59,7 +63,8 @@ def in_place(words: list[str], home: Path) -> list[str]:
     runs = sorted(path.name for path in home.glob("outputs/runs/quickstart-1x9-*"))
     places = {"<run>": runs[0] if runs else "<run>"}
     places |= {"/text/train-*.txt.xz": f"{home}/text.txt", "/text/valid.txt.xz": f"{home}/text.txt"}
-    places["glue.dir=/glue"] = f"glue.dir={home}/glue"
+    places |= {"glue.dir=/glue": f"glue.dir={home}/glue", "/text/*.txt.xz": f"{home}/text.txt"}
+    places |= dict.fromkeys(("sentence-transformers/all-MiniLM-L6-v2", "/models/converted"), f"{home}/encoder")
     for name, place in places.items():
         words = [word.replace(name, place) for word in words]
     return words
@@ -67,12 +72,14 @@ def in_place(words: list[str], home: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a user has: a text, GLUE's files, the authors' weights."""
+    """What a user has: a text, GLUE's files, an encoder, the authors' weights."""
     folder = tmp_path_factory.mktemp("home")
     (folder / "results").mkdir()
     shutil.copy(ROOT / "results/paper.yaml", folder / "results")
     write_txt(folder / "text.txt", make_documents(120))
     write_sst2(folder / "glue", train=32, dev=16)
+    bert().save_pretrained(folder / "encoder")
+    tokenizer().save_pretrained(folder / "encoder")
     (folder / "UltraFastBERT-1x11-long").mkdir()
     save_file(synthetic(1, 3), folder / "UltraFastBERT-1x11-long/model.safetensors")
     return folder
