@@ -7,6 +7,7 @@ import errno
 import os
 import signal
 import sys
+import threading
 from argparse import ArgumentTypeError
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -86,6 +87,7 @@ def path_argument(text: str) -> Path:
 def door() -> Iterator[None]:
     """Around a command: errors that a user can mend end in one line, and Ctrl-C in none."""
     tolerant_streams()
+    own_bars()
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as scripts leave it while they import
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -109,3 +111,11 @@ def tolerant_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+
+
+def own_bars() -> None:
+    """Give this process's progress bars a lock of its own.
+
+    tqdm's is one with all children that were forked, and stays locked for ever when one is killed while it draws.
+    """
+    tqdm.set_lock(threading.RLock())

@@ -25,7 +25,7 @@ import torch
 from tqdm import tqdm
 
 from cramming.data.config import DataConfig
-from cramming.door import door, explained, tell
+from cramming.door import door, explained, own_bars, tell
 from cramming.errors import UserError
 from cramming.files import sha256
 from cramming.model.config import FFNConfig, ModelConfig
@@ -101,6 +101,7 @@ def in_child(folder: Path, kill_after: float | None = None) -> Outcome:
 def _child(folder: Path, log: Path) -> None:
     """Never returns. As a script does it: errors of a user's kind are a line and status 2, others a traceback and 1."""
     status = 1
+    own_bars()
     try:
         with open(log, "w") as file:
             os.dup2(file.fileno(), 1)

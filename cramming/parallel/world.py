@@ -26,12 +26,14 @@ class World:
 
     `rank` of `size` processes, of which rank 0 is `main` and one on each machine is `main_here`; `device` is this
     process's; `scaled` says whether losses are scaled (fp16), `sharded` whether models are spread over the processes, a
-    part in each. Where the text says that processes meet, every one of them has to call, or the others wait until
-    their patience ends, which ends the run.
+    part in each, `apart` whether each trains alone between meetings. Where the text says that processes meet, every one
+    of them has to call, or the others wait until their patience ends, which ends the run.
     """
 
-    def __init__(self, accelerator: Accelerator, launch: Launched, *, sharded: bool = False) -> None:
-        self._accelerator, self.launch, self.sharded = accelerator, launch, sharded
+    def __init__(
+        self, accelerator: Accelerator, launch: Launched, *, sharded: bool = False, apart: bool = False
+    ) -> None:
+        self._accelerator, self.launch, self.sharded, self.apart = accelerator, launch, sharded, apart
         self.rank, self.size = accelerator.process_index, accelerator.num_processes
         self.main, self.main_here = accelerator.is_main_process, accelerator.is_local_main_process
         self.device: torch.device = accelerator.device
@@ -47,6 +49,10 @@ class World:
         """The "sum" or "mean" over all processes; they meet."""
         return tensor if self.size == 1 else self._accelerator.reduce(tensor, how)
 
+    def of_step(self, tensor: Tensor, how: str = "sum") -> Tensor:
+        """As `reduce`, of what belongs to one step: workers apart keep their own, and do not meet."""
+        return tensor if self.apart else self.reduce(tensor, how)
+
     def agree(self, values: Sequence[float]) -> list[float]:
         """The largest of all processes' values, one by one, so that they take the same decisions; they meet."""
         if self.size == 1:
@@ -59,7 +65,12 @@ class World:
         return value if self.size == 1 else broadcast_object_list([value])[0]
 
     def wrap(self, model: nn.Module, optimiser: torch.optim.Optimizer) -> tuple[Any, Any]:
-        """Both on the device, in this run's precision; the model's gradients are means over all processes."""
+        """Both on the device, in this run's precision; the model's gradients are means over all processes.
+
+        Those of workers apart are their own.
+        """
+        if self.apart:
+            return self._accelerator.prepare_model(model, evaluation_mode=True), optimiser
         wrapped, prepared = self._accelerator.prepare(model, optimiser)
         return wrapped, prepared
 
@@ -154,7 +165,13 @@ class World:
 
 
 def open_world(
-    key: str, precision: str, *, cpu: bool = False, sharded: bool = False, launch: Launched | None = None
+    key: str,
+    precision: str,
+    *,
+    cpu: bool = False,
+    sharded: bool = False,
+    apart: bool = False,
+    launch: Launched | None = None,
 ) -> World:
     """The processes that were started together, at "fp32", "bf16" or "fp16".
 
@@ -162,6 +179,7 @@ def open_world(
         key: the configuration key that holds the precision, e.g. "train.precision".
         cpu: stay on the CPU, also where accelerate would find another device.
         sharded: spread models over the processes; a process that no launcher started has nothing to spread over.
+        apart: each process trains alone between meetings.
         launch: where they have met already.
 
     Raises:
@@ -178,4 +196,4 @@ def open_world(
     # processes, and one without a share of the validation set would not come.
     parallel = DistributedDataParallelKwargs(broadcast_buffers=False)
     accelerator = Accelerator(mixed_precision=mixed, cpu=cpu, kwargs_handlers=[parallel])
-    return World(accelerator, launch, sharded=sharded and launch.store is not None)
+    return World(accelerator, launch, sharded=sharded and launch.store is not None, apart=apart)

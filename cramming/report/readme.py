@@ -32,6 +32,7 @@ def wanted(row: Row) -> bool:
     """Whether a row is of the table: one thread, inference on a CPU, the paper's width, inputs of every kind."""
     plain = (row["device"], row["threads"], row["mode"], row["width"]) == ("cpu", 1, "inference", 768)
     usual = row.get("inputs") in (None, "iid") and not row.get("checkpoint") and row["shape"] in SHAPES
+    usual = usual and str(row["opponent"]).startswith("dense")  # exports stand beside the layer itself
     return plain and usual and (row["what"] == "encoder" or row["tokens"] in LENGTHS)
 
 
@@ -52,10 +53,9 @@ def newest_best(rows: Sequence[Row]) -> list[Row]:
 
 
 def cells(row: Row, cold: Sequence[Row]) -> list[str]:
-    """One row as cells of HEADER; where cold calls were timed on their own, that is the cold ratio."""
-    alike = [
-        each for each in cold if all(each[key] == row[key] for key in ("shape", "tokens")) and kind(each) == kind(row)
-    ]
+    """One row as cells of HEADER; where cold calls were timed on their own and beside its opponent, theirs is cold."""
+    same = ("shape", "tokens", "opponent")
+    alike = [each for each in cold if all(each[key] == row[key] for key in same) and kind(each) == kind(row)]
     apart = newest_best(alike)[-1:] if row["what"] == "layer" else []
     factor, unit = FACTORS[row["unit"]]
     size = (

@@ -18,4 +18,4 @@ class Balance(Hook):
         """Move; the host waits for no device, and the processes meet only if there is such a layer."""
         model = trainer.parts.model
         with trainer.world.whole(balanced_layers(model), "b_"):
-            rebalance(model, trainer.world.reduce)
+            rebalance(model, trainer.world.of_step)

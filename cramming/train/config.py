@@ -1,7 +1,7 @@
 """Configuration groups `train` and `wandb`. Not the schedules themselves (budget.py)."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from cramming.checks import number, numbers, one_of
 from cramming.errors import UserError
@@ -12,6 +12,9 @@ COMPILE_MODES = ("default", "reduce-overhead")
 PRECISIONS = ("fp32", "bf16", "fp16")
 ATTENTIONS = ("auto", "sdpa", "eager")
 SHARDINGS = ("none", "ddp", "fsdp")
+SYNCS = ("every_step", "outer")
+EXCHANGES = ("rows", "dense")
+OF_OUTER = ("outer_steps", "outer_lr", "outer_momentum", "exchange")
 WANDB_MODES = ("auto", "offline", "online", "off")
 
 
@@ -60,6 +63,14 @@ class TrainConfig:
     oracle: list[int] = field(default_factory=list)
     # Several processes (docs/scale.md). none: refuse them; ddp: a whole model in each; fsdp: a part of it in each.
     sharding: str = "ddp"
+    # every_step: gradients are means over all processes; outer: each trains alone for outer_steps and then they meet
+    # (DiLoCo, arXiv 2311.08105), also for what is due at a mark of progress: it waits for the next meeting.
+    sync: str = "every_step"
+    outer_steps: int = 50
+    outer_lr: float = 0.7  # of the step from the last meeting's weights towards the workers' mean; 1: to the mean
+    outer_momentum: float = 0.9  # Nesterov's
+    # What travels at a meeting. rows: of feedforward layers those that differ between workers; dense: all. Same result.
+    exchange: str = "rows"
     recompute: bool = False  # what blocks compute on the way forward once more on the way back: slower, less memory
     patience_minutes: float = 30.0  # that one process waits for another before the run ends
     profile_steps: int = 0  # steps that a profile is taken of, into profile.json; fewer than log_steps - 1
@@ -75,6 +86,7 @@ class TrainConfig:
         one_of("train.attention", self.attention, ATTENTIONS)
         one_of("train.sharding", self.sharding, SHARDINGS)
         self._check_sharding()
+        self._check_sync()
         if not 0 <= self.profile_steps <= max(0, self.log_steps - 2):
             raise UserError(
                 f"train.profile_steps is {self.profile_steps}; a profile lies between two rows of the history: set it "
@@ -104,6 +116,24 @@ class TrainConfig:
                 f"train.compile_mode is {self.compile_mode}, and train.sharding is fsdp, whose weights come and go "
                 "while a graph would be replayed; set train.compile_mode=default."
             )
+
+    def _check_sync(self) -> None:
+        one_of("train.sync", self.sync, SYNCS)
+        one_of("train.exchange", self.exchange, EXCHANGES)
+        number("train.outer_steps", self.outer_steps, least=1)
+        number("train.outer_lr", self.outer_lr, above=0)
+        number("train.outer_momentum", self.outer_momentum, least=0, below=1)
+        if self.sync != "outer":
+            defaults = {field.name: field.default for field in fields(self)}
+            for name in (name for name in OF_OUTER if getattr(self, name) != defaults[name]):
+                raise UserError(
+                    f"train.{name} is {getattr(self, name)}, and belongs to train.sync=outer; train.sync is "
+                    f"{self.sync}, so leave it at {defaults[name]}."
+                )
+        elif self.sharding == "fsdp":
+            raise UserError("train.sharding is fsdp, and workers of train.sync=outer have whole models; set ddp.")
+        elif self.precision == "fp16":
+            raise UserError("train.precision is fp16, whose loss scales workers of train.sync=outer lack; use bf16.")
 
     def _check_budget(self) -> None:
         given = {key: getattr(self, key) for key in BUDGETS if getattr(self, key) is not None}

@@ -41,6 +41,8 @@ def history_metrics(rows: list[dict[str, Any]], unigram_loss: float) -> dict[str
             "train_tokens_per_s": rates[len(rates) // 2],
             "hours": rows[-1]["budget/hours"],
         }
+        if "exchange/bytes_per_token" in rows[-1]:  # of several processes
+            metrics["exchange_bytes_per_token"] = rows[-1]["exchange/bytes_per_token"]
         metrics |= device_metrics(rows)
     return metrics
 

@@ -13,6 +13,7 @@ import torch
 from cramming.errors import UserError
 from cramming.files import write_atomic
 from cramming.train.loop import Hook, Step, Trainer
+from cramming.train.traffic import Traffic
 
 TAIL_BYTES = 1 << 16  # of a history, which hold a row at least
 
@@ -32,14 +33,20 @@ class History(Hook):
         sources: hooks before this one, whose `latest` figures belong into the row of their step.
         mirrors: called with (step, row) for each row.
         meter: what a row says of the device's use, from tokens per second.
+        traffic: what it says of bytes between processes, if there are several.
     """
 
     name = "history"
 
     def __init__(
-        self, path: Path, sources: Sequence[Source], mirrors: list[Any], meter: Callable[[float], dict[str, float]]
+        self,
+        path: Path,
+        sources: Sequence[Source],
+        mirrors: list[Any],
+        meter: Callable[[float], dict[str, float]],
+        traffic: Traffic | None = None,
     ) -> None:
-        self.path, self.sources, self.mirrors, self.meter = path, sources, mirrors, meter
+        self.path, self.sources, self.mirrors, self.meter, self.traffic = path, sources, mirrors, meter, traffic
         self.file: BinaryIO | None = None
         self.tokens, self.seconds = 0, 0.0
         self.loss_sum: torch.Tensor | float = 0.0  # of the steps since the last row
@@ -120,6 +127,7 @@ class History(Hook):
             "budget/tokens": state.tokens,
             "budget/hours": state.seconds / 3600,
             **self.meter(rate),
+            **(self.traffic.figures if self.traffic else {}),
             **{f"train/{name}": float(value) for name, value in step.auxiliary.items()},
             **trainer.parts.hardening.values,
             **latest,

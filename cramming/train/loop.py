@@ -21,7 +21,7 @@ class Step:
     """What one update did.
 
     `loss` (the objective's own, nats), `gradient_norm` and `auxiliary` (other losses by name) are means over the whole
-    batch. Where loss or norm is not `finite`, the update was left out.
+    batch; of workers apart, over this one's share. Where loss or norm is not `finite`, the update was left out.
     """
 
     loss: torch.Tensor
@@ -31,7 +31,7 @@ class Step:
     lr: float
     batch: int  # sequences
     last: Batch  # this process's last microbatch
-    before: float  # progress at the end of the step before
+    before: float  # progress at the end of the step before; of workers apart, at the last meeting, or now between two
     after: float
     seconds: float
     due: bool  # whether hooks may read its figures: on the logging interval and at marks
@@ -88,6 +88,7 @@ class Trainer:
         self.batches: Iterator[Batch] = iter(batches)
         self.hooks, self.stopwatch = hooks, stopwatch or Stopwatch()
         self.pending = 0.0  # seconds that are not agreed upon yet
+        self.met = parts.state.reached  # progress at the last step at which what is due at marks could be done
         self.stop_reason: str | None = None
 
     def train(self) -> None:
@@ -107,7 +108,7 @@ class Trainer:
         """One update: accumulate the batch in microbatches, clip, AdamW; then advance the state."""
         parts, state, config = self.parts, self.state, self.config
         self.stopwatch.start()
-        t, before = state.progress, state.reached
+        t = state.progress
         batch = self._batch(t)
         clear_gradients(parts.wrapped, parts.optimiser, config)
         parts.hardening.apply(t)
@@ -119,9 +120,12 @@ class Trainer:
         state.sequences += batch
         state.tokens += batch * parts.seq_len
         seconds = self.spend(meeting=self.meets)
+        before = state.progress if self.apart and not self.meets else self.met
         if (due := self._due(before)) and self._wait():
             seconds += self.spend()
         state.reached = state.progress
+        if not self.apart or self.meets:
+            self.met = state.reached
         loss = losses.pop(parts.objective.name)
         return Step(loss, losses, norm, finite, lr, batch, last, before, state.reached, seconds, due)
 
@@ -139,8 +143,15 @@ class Trainer:
         return norm, finite
 
     @property
+    def apart(self) -> bool:
+        """Whether processes train alone between their meetings."""
+        return self.config.sync == "outer"
+
+    @property
     def meets(self) -> bool:
-        """Whether the hosts of several processes may meet after the present step."""
+        """Whether the hosts of several processes may meet after the present step; workers apart do, also at the end."""
+        if self.apart:
+            return self.state.step % self.config.outer_steps == 0 or self.state.progress >= 1
         return self.world.size == 1 or self.state.step % MEETING_STEPS == 0
 
     def spend(self, *, meeting: bool = False) -> float:
@@ -197,4 +208,4 @@ class Trainer:
                 self.world.backward(loss / microbatches)
             for name, value in losses.items():
                 totals[name] = totals.get(name, 0.0) + value / microbatches
-        return batch, {name: self.world.reduce(value, "mean") for name, value in totals.items()}
+        return batch, {name: self.world.of_step(value, "mean") for name, value in totals.items()}

@@ -45,8 +45,10 @@ def pretrain(root: PretrainRoot, prepared: Path | None = None) -> Path:
         launch.same(lambda: facts(root))
         stage = launch.from_main(lambda: stage_of(root, folder, prepared))
         if stage != "done":
-            sharded = root.train.sharding == "fsdp"
-            world = open_world("train.precision", root.train.precision, cpu=cpu, sharded=sharded, launch=launch)
+            sharded, apart = root.train.sharding == "fsdp", root.train.sync == "outer"
+            world = open_world(
+                "train.precision", root.train.precision, cpu=cpu, sharded=sharded, apart=apart, launch=launch
+            )
             run_in(world, root, folder, prepared, trained=stage == "trained")
             world.end()
     return folder.path

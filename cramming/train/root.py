@@ -41,7 +41,7 @@ COSMETIC = listed(
     }
 )
 # Who computes, and in which order, gives equal results by contract; names had these once.
-EQUAL = listed({"ffn": "execution provider", "train": "compile attention"})
+EQUAL = listed({"ffn": "execution provider", "train": "compile attention exchange"})
 PATHS = listed({"": "output_dir results_dir", "data": "files valid_files tokenizer", "data.hub": "id"})
 
 KEYS = Keys(FIXED, COSMETIC | EQUAL, PATHS)

@@ -10,6 +10,7 @@ from cramming.files import remove_leftovers, write_json
 from cramming.model.language import CrammedLanguageModel
 from cramming.model.saved import write_model
 from cramming.parallel.environment import recorded_environment
+from cramming.parallel.peers import Peers
 from cramming.parallel.world import World
 from cramming.record import Record, record_file, write_record
 from cramming.train.assemble import assemble, finished_model
@@ -24,6 +25,7 @@ from cramming.train.hooks import Bar, Checkpoint, FiniteGuard, StopSignals, Vali
 from cramming.train.loop import Hook, Trainer
 from cramming.train.meter import Meter
 from cramming.train.oracle import oracle_losses
+from cramming.train.outer import OuterSteps
 from cramming.train.parts import TrainState
 from cramming.train.pictures import heatmap
 from cramming.train.profiling import Profile
@@ -31,6 +33,7 @@ from cramming.train.providers import Providers
 from cramming.train.root import PretrainRoot
 from cramming.train.split import split_initially
 from cramming.train.tracking import Mirror, close_wandb, open_wandb, wandb_mirror, wandb_usage
+from cramming.train.traffic import Traffic
 from cramming.train.usage import UsageHook
 from cramming.train.validate import Validation
 from fff.regions import routed_layers
@@ -176,11 +179,15 @@ class Run:
             sources.append(
                 UsageHook(self.validation, sequences=sequences, steps=config.usage_steps, folder=folder, shows=shows)
             )
-        hooks: list[Hook] = [StopSignals(), FiniteGuard(), Balance(), self.providers, *sources]
+        peers = Peers.of_launch() if world.apart else None
+        hooks: list[Hook] = [StopSignals(), FiniteGuard(), Balance(), self.providers]
+        hooks += [OuterSteps(peers)] if peers else []
+        traffic = Traffic(peers) if world.size > 1 and not world.sharded else None
+        hooks += [*([traffic] if traffic else []), *sources]
         if world.main:
             bar, meter = Bar(), Meter(self.parts.flops, world.device, world.size)
             mirrors = [bar.show, *([wandb_mirror(mirror)] if mirror else [])]
-            hooks += [bar, History(self.folder.history, sources, mirrors, meter)]
+            hooks += [bar, History(self.folder.history, sources, mirrors, meter, traffic)]
         hooks.append(Checkpoint(self.checkpoints))
         if config.profile_steps and world.main:
             profile = Profile(config.profile_steps, self.folder.path / "profile.json")

@@ -2,14 +2,17 @@
 
 import argparse
 import errno
+import io
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from tqdm import tqdm
 
 from cramming.door import door, explained, path_argument
 from cramming.errors import UserError
@@ -133,3 +136,32 @@ def test_files_of_the_project_are_utf8_whatever_the_locale(tmp_path: Path) -> No
     ascii_alone = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=ascii_alone, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_process_that_is_killed_while_it_draws_holds_up_no_other() -> None:
+    def drawing() -> None:
+        with door(), tqdm.get_lock():
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def drawing_later() -> None:
+        signal.alarm(30)  # instead of waiting for ever
+        with door(), tqdm(total=1, file=io.StringIO()) as bar:
+            bar.update()
+
+    tqdm(total=1, file=io.StringIO()).close()  # its lock is made with the first bar
+    before = tqdm.get_lock()
+    try:
+        assert [ended(drawing), ended(drawing_later)] == [-signal.SIGKILL, 0]
+    finally:
+        tqdm.set_lock(before)
+
+
+def ended(work: Callable[[], None]) -> int:
+    """The work in a child, and how that ended."""
+    if (pid := os.fork()) == 0:
+        try:
+            work()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from cramming.convert.pretrained.compute import device_of
 from cramming.convert.pretrained.config import KEYS, DistillConfig, DistillRoot
 from cramming.convert.pretrained.faster import in_use
 from cramming.convert.pretrained.folder import write_folder
@@ -81,7 +82,7 @@ def convert(
         made = job.make()
         metrics = job.judge(made)
     found = next(each.model for each in made if each.target == read_target(to))
-    return Converted(found, in_use(found, rest), metrics)
+    return Converted(found.to(device_of(teacher.model)), in_use(found, rest), metrics)
 
 
 def distill(root: DistillRoot) -> list[Record]:

@@ -185,7 +185,7 @@ def _norm_behind(model: nn.Module, block: Block, inputs: dict[str, Tensor]) -> t
             model(**inputs)
             before = list(called)
             generator = torch.Generator().manual_seed(0)
-            shift = SHIFT * y[0].std() * torch.randn(block.d_out, generator=generator)
+            shift = SHIFT * y[0].std() * torch.randn(block.d_out, generator=generator).to(y[0].device)
             model(**inputs)
     finally:
         for hook in hooks:

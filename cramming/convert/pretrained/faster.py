@@ -7,20 +7,23 @@ from typing import Any
 import torch
 from torch import nn
 
+from cramming.convert.pretrained.compute import device_of
 from fff.layers.int8_linear import unusable
 from fff.layers.quantised import quantise_trees
 from fff.optimise import optimise_for_cpu
 
 
 def in_use(model: Any, rest: str) -> Any:
-    """A copy with linears and trees of neurons in int8 (`fff.optimise`); or the model itself.
+    """A copy on the CPU with linears and trees of neurons in int8 (`fff.optimise`); in float32 the model, if there.
 
     Where this machine cannot do those products, linears are torch's dynamically quantised ones, with one scale for each
     matrix, which a decoder bears badly.
     """
-    if rest == "float32":
+    if rest == "float32" and device_of(model).type == "cpu":
         return model
-    made = copy.deepcopy(model).eval().requires_grad_(False)
+    made = copy.deepcopy(model).cpu().eval().requires_grad_(False)
+    if rest == "float32":
+        return made
     if unusable() is None:
         optimise_for_cpu(made, least=1)
         return made

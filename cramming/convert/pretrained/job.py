@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cramming.convert.pretrained.compute import device_of
 from cramming.convert.pretrained.config import DistillConfig
 from cramming.convert.pretrained.dense import Dense, prove
 from cramming.convert.pretrained.faster import in_use
@@ -27,6 +28,7 @@ from cramming.convert.pretrained.text import padded, pieces, refuse_short, refus
 from cramming.convert.pretrained.training import Behind, Whole, block_error, runs, train_block
 from cramming.errors import UserError
 from cramming.files import short_hash
+from cramming.machine import this_device
 
 PROVED_ON = 8  # pieces of text that blocks are replayed on
 DENSE = "dense"
@@ -58,7 +60,7 @@ class Job:
     """
 
     def __init__(self, teacher: Teacher, texts: Texts, config: DistillConfig, folder: Path) -> None:
-        self.teacher, self.config = teacher, config
+        self.teacher, self.config = teacher.on(this_device()), config
         check_length(teacher, config.seq_len)
         refuse_unread(teacher.tokenizer, pieces(texts.train, config.seed, whole=teacher.causal))
         self.sequences = tokenised(
@@ -79,8 +81,8 @@ class Job:
                 f"The held-out text is too short: distill.neighbours asks for {wanted} pieces, and it has {len(ids)}."
             )
         self.exam = Exam([row for rows in ids for row in rows], sts_pairs(teacher, config.glue_dir))
-        sample = padded(self.sequences[:PROVED_ON], teacher.pad).inputs
-        self.denses: list[Dense] = prove(teacher.model, sample)
+        sample = padded(self.sequences[:PROVED_ON], teacher.pad).to(device_of(self.teacher.model)).inputs
+        self.denses: list[Dense] = prove(self.teacher.model, sample)
         for target in config.targets:
             refuse(self.denses, target, keep_gates=config.keep_gates)
         refuse_large(self.denses, sum(map(len, self.sequences)), config.record_gb)
@@ -117,7 +119,7 @@ class Job:
                 if not path.exists():
                     sample = sample or self._sample(number, dense)
                     self._block(piece, dense, number, sample, path)
-                found = torch.load(path, weights_only=True)
+                found = torch.load(path, map_location="cpu", weights_only=True)
                 piece.load_state_dict(found["state"])
                 facts[target.text].append({key: found[key] for key in ("begun", "trained", "seconds")})
         return [self._whole(target, started[target.text][0], facts[target.text]) for target in self.config.targets]
@@ -132,8 +134,7 @@ class Job:
         recording, config = self.recording, self.config
         rows = next(runs(recording.fitted, min(config.fit_tokens, recording.fitted), config.seed + number))
         rows = rows.sort().values
-        residual = recording.residual(number, dense)
-        return sample_of(dense, recording.rows(number, "x")[rows], recording.rows(number, "y")[rows], residual[rows])
+        return sample_of(dense, *recording.taken(number, dense, rows))
 
     def _block(self, piece: Piece, dense: Dense, number: int, sample: Sample, path: Path) -> None:
         began = time.perf_counter()
@@ -158,7 +159,7 @@ class Job:
         if not done.exists():
             error = whole.run()
             save(done, {"state": student.state_dict(), "error": error, "seconds": whole.seconds})
-        found = torch.load(done, weights_only=True)
+        found = torch.load(done, map_location="cpu", weights_only=True)
         student.load_state_dict(found["state"])
         whole.checkpoint.unlink(missing_ok=True)
         errors = {key: sum(each[key] for each in blocks) / len(blocks) for key in ("begun", "trained")}
@@ -180,7 +181,7 @@ class Job:
             metrics[each.target.text] |= {f"error_{key}": value for key, value in each.errors.items()}
             metrics[each.target.text]["minutes"] = each.minutes
         if self.config.times:
-            self._add_times(metrics, {**used, "float32": teacher.model})
+            self._add_times(metrics, {**used, "float32": in_use(teacher.model, "float32")})
         return metrics
 
     def _used(self, model: Any, rows: Tensor | None) -> Judged:

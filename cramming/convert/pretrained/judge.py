@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from cramming.convert.pretrained.compute import device_of
 from cramming.convert.pretrained.teacher import Teacher
 from cramming.convert.pretrained.text import padded
 from cramming.glue.metrics import UndefinedMetricError
@@ -85,7 +86,7 @@ def perplexity(model: Any, sequences: Sequence[Sequence[int]], pad: int) -> floa
     """exp of the mean loss (nats) of a next token."""
     total, count = 0.0, 0
     for first in range(0, len(sequences), 16):
-        batch = padded(sequences[first : first + 16], pad)
+        batch = padded(sequences[first : first + 16], pad).to(device_of(model))
         logits = model(**batch.inputs).logits[:, :-1].float()
         labels = batch.ids[:, 1:].masked_fill(batch.mask[:, 1:] == 0, -100)
         total += float(

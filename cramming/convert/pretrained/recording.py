@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from cramming.convert.pretrained.compute import computing
+from cramming.convert.pretrained.compute import computing, device_of
 from cramming.convert.pretrained.dense import Dense, watched
 from cramming.convert.pretrained.teacher import Teacher, last_hidden
 from cramming.convert.pretrained.text import Batch, batched, padded
@@ -66,6 +66,13 @@ class Recording:
     def residual(self, block: int, dense: Dense) -> Tensor:
         """What the norm behind the block reads beside y; x where that is it."""
         return self.rows(block, "x" if dense.own_residual or not dense.norm else "r")
+
+    def taken(self, block: int, dense: Dense, rows: Tensor | slice) -> tuple[Tensor, Tensor, Tensor]:
+        """x, y and the residual of some tokens, float32 where the dense block is."""
+        device = dense.w_in.device
+        tables = (self.rows(block, "x"), self.rows(block, "y"), self.residual(block, dense))
+        x, y, residual = (table[rows].to(device).float() for table in tables)
+        return x, y, residual
 
 
 def bytes_needed(denses: Sequence[Dense], tokens: int) -> int:
@@ -127,20 +134,21 @@ def _record(
             tables[number, what] = table.view(starts[-1], width)
     embeddings = []
     norms = {each.block.path: each.norm for each in denses}
-    model = teacher.model
+    model, device = teacher.model, device_of(teacher.model)
     bar = tqdm(total=starts[-1], desc="recording", unit="token", unit_scale=True)
     with bar, torch.no_grad(), watched(model, [each.block for each in denses], norms) as seen:
         for batch, first, last in zip(batches, starts, starts[1:], strict=False):
-            with computing(compute):
-                hidden = last_hidden(model, batch).float()
-            embeddings.append(pooled(hidden, batch.mask))
-            there = batch.mask.bool()
+            there = batch.to(device)
+            with computing(compute, device):
+                hidden = last_hidden(model, there).float()
+            embeddings.append(pooled(hidden, there.mask).cpu())
+            real = there.mask.bool()
             for number, dense in enumerate(denses):
                 path = dense.block.path
-                x, y = seen.x[path][there], seen.y[path][there]
+                x, y = seen.x[path][real], seen.y[path][real]
                 found = {"x": x, "y": y}
                 if _keeps_residual(dense):
-                    found["r"] = seen.u[path][there].float() - y.float()
+                    found["r"] = seen.u[path][real].float() - y.float()
                 for what, rows in found.items():
                     if float(rows.abs().max()) > LARGEST:
                         raise UserError(f"{path}: its values are beyond float16 ({float(rows.abs().max()):.0e}).")

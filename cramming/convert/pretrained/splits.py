@@ -38,7 +38,7 @@ def split_level(
     order = at.argsort(stable=True)
     ends = torch.bincount(at, minlength=nodes).cumsum(0).tolist()
     weight, bias, found = torch.zeros(nodes, x.shape[1]), torch.zeros(nodes), torch.zeros(len(x))
-    first = torch.randn(x.shape[1], generator=generator)
+    first = torch.randn(x.shape[1], generator=generator, device="cpu").to(x.device)
     for node, (begin, end) in enumerate(zip([0, *ends], ends, strict=False)):
         if end == begin:
             continue

@@ -42,7 +42,7 @@ class Sample:
 def sample_of(dense: Dense, x: Tensor, y: Tensor, residual: Tensor) -> Sample:
     """Of recorded rows. With a norm behind the block, a token counts by the inverse square of its spread there."""
     x, y = x.float(), y.float()
-    weight = torch.ones(len(x))
+    weight = x.new_ones(len(x))
     if dense.norm:
         weight = 1 / (residual.float() + y).var(1).clamp_min(1e-12)
         weight = weight / weight.mean()
@@ -51,9 +51,13 @@ def sample_of(dense: Dense, x: Tensor, y: Tensor, residual: Tensor) -> Sample:
 
 @torch.no_grad()
 def begin(piece: Piece, dense: Dense, sample: Sample, ridge: float, seed: int) -> None:
-    """Set the weights of a piece in closed form."""
+    """Set the weights of a piece in closed form, on the device of the sample."""
+    with sample.x.device:
+        _begin(piece, dense, sample, ridge, torch.Generator("cpu").manual_seed(seed))
+
+
+def _begin(piece: Piece, dense: Dense, sample: Sample, ridge: float, generator: torch.Generator) -> None:
     layer = piece.layer
-    generator = torch.Generator().manual_seed(seed)
     if piece.target.in_place:
         _narrow(piece, dense, sample, ridge)
     elif isinstance(layer, LeafFFF):

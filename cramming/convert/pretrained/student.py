@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cramming.convert.pretrained.compute import device_of
 from cramming.convert.pretrained.dense import Dense
 from cramming.convert.pretrained.target import Target, refuse_unfit
 from cramming.errors import UserError
@@ -79,7 +80,8 @@ def refuse(denses: Sequence[Dense], target: Target, *, keep_gates: bool) -> None
 def student_of(model: Any, denses: Sequence[Dense], target: Target, seed: int) -> tuple[Any, list[Piece]]:
     """A copy of the model with new weights in the blocks' places, which the seed decides, and its pieces."""
     made = copy.deepcopy(model)
-    with torch.random.fork_rng([]):
+    device = device_of(model)
+    with torch.random.fork_rng([] if device.type == "cpu" else [device]):
         torch.manual_seed(seed)
         if target.in_place:
             for dense in denses:
@@ -90,6 +92,7 @@ def student_of(model: Any, denses: Sequence[Dense], target: Target, seed: int) -
     for module in made.modules():
         if isinstance(module, Hardenable):
             module.form = "hard"
+    made.to(device)
     return made.eval().requires_grad_(True), [Piece(made, dense, target) for dense in denses]
 
 

@@ -1,7 +1,8 @@
 """A dense model and its tokenizer, loaded and checked before long work. Nothing here is unpickled; not its blocks."""
 
+import copy
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from cramming.checks import at_home
+from cramming.convert.pretrained.compute import device_of
 from cramming.convert.pretrained.text import Batch
 from cramming.errors import UserError
 from cramming.model.saved import first_line, quiet
@@ -40,9 +42,15 @@ class Teacher:
         digest = hashlib.sha256()
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-            digest.update(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
         digest.update(repr(sorted(self.tokenizer.get_vocab().items())).encode())
         return digest.hexdigest()[:16]
+
+    def on(self, device: torch.device) -> "Teacher":
+        """It with its model there; a copy, if the model is elsewhere."""
+        if device_of(self.model).type == device.type:
+            return self
+        return replace(self, model=copy.deepcopy(self.model).to(device))
 
 
 def load_teacher(given: str, tokenizer: str | None = None) -> Teacher:

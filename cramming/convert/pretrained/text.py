@@ -79,6 +79,10 @@ class Batch:
         """As models take it."""
         return {"input_ids": self.ids, "attention_mask": self.mask}
 
+    def to(self, device: torch.device) -> "Batch":
+        """The same there."""
+        return Batch(self.ids.to(device), self.mask.to(device))
+
 
 def tokenised(tokenizer: Any, texts: Iterable[str], seq_len: int, tokens: int) -> list[list[int]]:
     """Ids of pieces until there are so many tokens; fewer where the text ends."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from cramming.convert.pretrained.compute import computing
+from cramming.convert.pretrained.compute import computing, device_of
 from cramming.convert.pretrained.config import DistillConfig
 from cramming.convert.pretrained.dense import Dense
 from cramming.convert.pretrained.recording import Recording, pooled
@@ -63,18 +63,16 @@ def train_block(
     steps = int(config.block_tokens) // config.block_batch
     if not steps or not (parameters := list(piece.parameters())) or piece.target.kind == "none":
         return
-    x, y, residual = recording.rows(number, "x"), recording.rows(number, "y"), recording.residual(number, dense)
     optimiser = torch.optim.Adam(parameters, lr=config.block_lr)
     trained(piece)
     batches = runs(recording.fitted, config.block_batch, config.seed + 1000 * number)
     with tqdm(range(steps), desc=f"block {number}", unit="update", leave=False) as bar:
         for step in bar:
-            rows = next(batches)
-            base = residual[rows].float()
+            x, y, base = recording.taken(number, dense, next(batches))
             with torch.no_grad():
-                wanted = behind(base, y[rows].float())
-            with computing(config.compute):
-                found = piece(x[rows].float())
+                wanted = behind(base, y)
+            with computing(config.compute, x.device):
+                found = piece(x)
             loss = share_lost(behind(base, found.float()), wanted)
             update(loss, optimiser, config.block_lr * rate(step, steps), f"{dense.block.path}, update {step}")
             if step % 20 == 0:
@@ -95,9 +93,7 @@ def runs(tokens: int, batch: int, seed: int) -> Iterator[Tensor]:
 @torch.no_grad()
 def block_error(piece: Piece, dense: Dense, behind: Behind, recording: Recording, number: int) -> float:
     """`share_lost` of a block behind its norm, on tokens that it was not fitted to."""
-    rows = slice(recording.fitted, recording.tokens)
-    base = recording.residual(number, dense)[rows].float()
-    x, y = (recording.rows(number, what)[rows].float() for what in ("x", "y"))
+    x, y, base = recording.taken(number, dense, slice(recording.fitted, recording.tokens))
     return float(share_lost(behind(base, piece(x)), behind(base, y)))
 
 
@@ -167,7 +163,8 @@ class Whole:
         return int(torch.randperm(len(self.recording.batches), generator=generator)[place])
 
     def _loss(self, number: int) -> Tensor:
-        recording, batch = self.recording, self.recording.batches[number]
+        recording, device = self.recording, device_of(self.student)
+        batch = recording.batches[number].to(device)
         rows = slice(recording.starts[number], recording.starts[number + 1])
         there = batch.mask.bool()
         given: dict[int, Tensor] = {}
@@ -177,7 +174,7 @@ class Whole:
                 norm = self.student.get_submodule(dense.norm)
                 hooks.append(norm.register_forward_hook(lambda m, args, y, place=place: given.__setitem__(place, y)))
         try:
-            with computing(self.config.compute):
+            with computing(self.config.compute, device):
                 hidden = last_hidden(self.student, batch)
         finally:
             for hook in hooks:
@@ -186,13 +183,13 @@ class Whole:
         for place, found in given.items():
             dense = self.denses[place]
             with torch.no_grad():
-                base, y = recording.residual(place, dense)[rows].float(), recording.rows(place, "y")[rows].float()
+                _, y, base = recording.taken(place, dense, rows)
                 wanted = Behind(self.teacher, dense)(base, y)
             losses.append(share_lost(found[there].float(), wanted))
         loss = torch.stack(losses).mean() if losses else hidden.new_zeros(())
         if not self.causal and self.config.cosine_weight:
             mine = pooled(hidden.float(), batch.mask)
-            cosine = nn.functional.cosine_similarity(mine, recording.embeddings[number]).mean()
+            cosine = nn.functional.cosine_similarity(mine, recording.embeddings[number].to(device)).mean()
             loss = loss + self.config.cosine_weight * (1 - cosine)
         return loss
 
@@ -205,7 +202,7 @@ class Whole:
     def _resume(self, optimiser: torch.optim.Optimizer) -> int:
         if not self.checkpoint.exists():
             return 0
-        found = torch.load(self.checkpoint, weights_only=True)
+        found = torch.load(self.checkpoint, map_location=device_of(self.student), weights_only=True)
         self.student.load_state_dict(found["model"])
         optimiser.load_state_dict(found["optimiser"])
         self.seconds = found["seconds"]

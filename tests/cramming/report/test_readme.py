@@ -52,11 +52,20 @@ def test_cold_calls_timed_on_their_own_are_the_cold_ratio() -> None:
     apart = row(what="cold calls", ratio=50.0, ratio_cold=61.0)
     other = row(what="cold calls", name="int8", ratio_cold=70.0)
     assert [cells[5:7] for cells in lines(row(), apart, other)] == [["100x", "61x"]]
+    weaker = row(what="cold calls", opponent="dense 4095 float32", ratio_cold=80.0)
+    assert [cells[5:7] for cells in lines(row(), weaker)] == [["100x", "40x"]]
 
 
 def test_other_settings_are_no_part_of_it() -> None:
     others = [{"threads": 2}, {"device": "cuda"}, {"mode": "training"}, {"inputs": "skewed"}, {"checkpoint": "x"}]
-    others += [{"width": 384}, {"tokens": 7}, {"shape": "128x4"}, {"opponent": None}, {"name": "dense 4096 int8"}]
+    others += [
+        {"width": 384},
+        {"tokens": 7},
+        {"shape": "128x4"},
+        {"opponent": None},
+        {"opponent": "fff", "name": "AOTInductor"},
+        {"name": "dense 4096 int8"},
+    ]
     assert readme_table([row(**changes) for changes in others]).startswith("Nothing was timed yet.")
 
 

@@ -15,7 +15,7 @@ def test_a_steps_choices_move_the_bias_and_those_before_it_do_not() -> None:
     torch.manual_seed(0)
     layer = MoE(6, 6, MoESettings(experts=4, expert_width=2, top=1, balance_rate=0.5))
     other = torch.tensor([90, 0, 0, 0])  # of another process
-    world = SimpleNamespace(reduce=lambda own: own + other, whole=lambda *_: nullcontext())
+    world = SimpleNamespace(of_step=lambda own: own + other, whole=lambda *_: nullcontext())
     trainer: Any = SimpleNamespace(parts=SimpleNamespace(model=nn.Sequential(layer)), world=world)
     layer(torch.randn(500, 6))  # warms up a compiler
     hook = Balance()
