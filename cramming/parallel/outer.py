@@ -4,22 +4,38 @@ DiLoCo (arXiv 2311.08105): what the workers' weights came to on average is a gra
 Nesterov's momentum, whose weights all go on with. The workers' own optimisers stay their own.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cramming.errors import UserError
+from cramming.parallel.greeting import DIGEST, Astray, Refused, digest, greet
 from cramming.parallel.peers import Peers
-from cramming.parallel.rows import DIGEST, Table, tables
+from cramming.parallel.rows import Table, tables
+
+NOT_FINITE = (
+    "The weights of worker {who} hold what is no finite number, and are refused; lower train.lr or train.clip, and "
+    "start the same command: it goes on from the last checkpoint."
+)
 
 
 @dataclass(frozen=True)
 class Meeting:
-    """What a meeting came to: rows of tables that travelled, of how many."""
+    """What an exchange came to, alike in all workers; nothing has changed by it yet.
 
+    `mean` of the weights of those that `voted`; `refused` are the numbers of workers whose weights hold what is no
+    finite number; rows of tables that travelled (`moved`) of how many (`rows`); `name` is its digest.
+    """
+
+    mean: dict[str, Tensor]
+    voted: int
+    refused: list[int]
     moved: int
     rows: int
+    name: bytes
 
 
 class Outer:
@@ -30,15 +46,32 @@ class Outer:
         lr: of the outer step; at 1, and no momentum, the weights become the mean.
         momentum: Nesterov's; 0: none.
         by_rows: of feedforward layers send the rows alone that differ between workers; the result is the same.
+        facts: plain values by name, beside names and shapes of the weights, that all workers have to have alike.
+
+    Attributes:
+        past: names the last meeting, and by it all before: who has another one has other weights.
+        sent: bytes that this worker has sent at meetings.
     """
 
-    def __init__(self, model: nn.Module, peers: Peers, *, lr: float, momentum: float, by_rows: bool = True) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        peers: Peers,
+        *,
+        lr: float,
+        momentum: float,
+        by_rows: bool = True,
+        facts: Mapping[str, Any] | None = None,
+    ) -> None:
         self.model, self.peers, self.lr, self.momentum = model, peers, lr, momentum
         self.tables = tables(model) if by_rows else [Table((name,), 0) for name, _ in model.named_parameters()]
+        shapes = {f"the shape of {name}": list(p.shape) for name, p in model.named_parameters()}
+        self.facts = {**(facts or {}), **shapes}
         self.before = self._weights()
         self.velocity = {
             name: torch.zeros_like(self.before[name]) for name, p in model.named_parameters() if p.requires_grad
         }
+        self.past, self.sent = bytes(DIGEST), 0
 
     def _weights(self) -> dict[str, Tensor]:
         return {name: p.detach().to("cpu", torch.float32, copy=True) for name, p in self.model.named_parameters()}
@@ -49,19 +82,47 @@ class Outer:
             own.copy_(velocity.get(name, own))
             self.peers.from_first(own)
 
-    @torch.no_grad()
     def meet(self) -> Meeting:
         """Exchange and step; every worker takes part, and all have the same weights afterwards.
 
         Raises:
-            UserError: a worker's weights hold what is no finite number.
+            UserError: a worker's weights hold what is no finite number, or workers do not fit together; all know it,
+                and those beside the first leave with SystemExit.
         """
-        mean = self._weights()
-        meeting = self._average(mean)
-        for name, parameter in self.model.named_parameters():
-            parameter.copy_(self._stepped(name, mean[name]))
-        self.before = self._weights()
+        try:
+            meeting = self.exchange(self.peers)
+            if meeting.refused:
+                raise Refused({who: NOT_FINITE.format(who=who) for who in meeting.refused})
+        except (Refused, Astray) as error:
+            if self.peers.rank:
+                raise SystemExit(2) from error
+            raise UserError(str(error)) from error
+        self.apply(meeting)
         return meeting
+
+    @torch.no_grad()
+    def exchange(self, peers: Peers, *, fresh: bool = False) -> Meeting:
+        """What the workers come to together, who all take part.
+
+        Args:
+            fresh: this worker has just taken over another one's state, and only listens.
+
+        Raises:
+            Refused, Astray: see `greet`.
+        """
+        weights = self._weights()
+        try:
+            votes = greet(peers, self.facts, self.past, fresh=fresh)
+            return self._averaged(weights, peers, votes)
+        finally:
+            self.sent, peers.sent = self.sent + peers.sent, 0
+
+    @torch.no_grad()
+    def apply(self, meeting: Meeting) -> None:
+        """The outer step."""
+        for name, parameter in self.model.named_parameters():
+            parameter.copy_(self._stepped(name, meeting.mean[name]))
+        self.before, self.past = self._weights(), meeting.name
 
     def _stepped(self, name: str, mean: Tensor) -> Tensor:
         if name not in self.velocity:
@@ -74,32 +135,34 @@ class Outer:
             stepped.sub_(velocity, alpha=self.lr * self.momentum)
         return stepped
 
-    def _average(self, weights: dict[str, Tensor]) -> Meeting:
-        """Everybody's mean in place of a worker's own weights."""
-        moved = self._moved(weights)
+    def _averaged(self, weights: dict[str, Tensor], peers: Peers, votes: list[bool]) -> Meeting:
+        """The voters' mean, in place of a worker's own weights."""
+        moved = self._moved(weights, peers)
         pieces = []
         for table, rows in zip(self.tables, moved, strict=True):
             pieces += [view[rows] for view in table.views(weights)]
-        mean, bad = self.peers.mean(torch.cat([piece.flatten() for piece in pieces]))
-        if bad:
-            who = ", ".join(map(str, bad))
-            raise UserError(
-                f"The weights of worker {who} hold what is no finite number, and are refused; lower train.lr or "
-                "train.clip, and start the same command: it goes on from the last checkpoint."
-            )
+        mean, refused = peers.mean(torch.cat([piece.flatten() for piece in pieces]), votes)
         parts = iter(mean.split([piece.numel() for piece in pieces]))
         for table, rows in zip(self.tables, moved, strict=True):
             for view in table.views(weights):
                 view[rows] = next(parts).view(-1, view.shape[1])
         of_tables = [rows for table, rows in zip(self.tables, moved, strict=True) if table.rows]
-        return Meeting(sum(int(rows.sum()) for rows in of_tables), sum(len(rows) for rows in of_tables))
+        voted = sum(vote and name not in refused for name, vote in zip(peers.names, votes, strict=True))
+        return Meeting(
+            weights,
+            voted,
+            refused,
+            moved=sum(int(rows.sum()) for rows in of_tables),
+            rows=sum(len(rows) for rows in of_tables),
+            name=digest(self.past, repr((peers.names, votes, refused)).encode(), peers.label),
+        )
 
-    def _moved(self, weights: dict[str, Tensor]) -> list[Tensor]:
+    def _moved(self, weights: dict[str, Tensor], peers: Peers) -> list[Tensor]:
         """(rows) bool of each table: whether a row differs between any two workers."""
         by_rows = [table for table in self.tables if table.rows]
-        if not by_rows or self.peers.size == 1:
+        if not by_rows or peers.size == 1:
             return [torch.ones(max(1, table.rows), dtype=torch.bool) for table in self.tables]
-        found = self.peers.gather(torch.cat([table.digests(weights) for table in by_rows]))
+        found = peers.gather(torch.cat([table.digests(weights) for table in by_rows]))
         differ = torch.stack([each != found[0] for each in found]).any(0).view(-1, DIGEST).any(1)
         parts = iter(differ.split([table.rows for table in by_rows]))
         return [next(parts) if table.rows else torch.ones(1, dtype=torch.bool) for table in self.tables]

@@ -4,6 +4,7 @@ A mean is taken in float64 and in the order of the workers, so that every number
 was cut; what all workers have alike is its own mean, exactly.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,11 +16,14 @@ class Peers:
     """Those that take part in one meeting, `rank` of `size`, over a Gloo process group; tensors are on the CPU.
 
     Attributes:
+        names: numbers of the workers, in their order here.
+        label: what tells these from the same workers at another time, if anything can.
         sent: bytes of tensors that this worker has sent to others so far.
     """
 
-    def __init__(self, group: Any = None, rank: int = 0, size: int = 1) -> None:
-        self.group, self.rank, self.size, self.sent = group, rank, size, 0
+    def __init__(self, group: Any = None, rank: int = 0, size: int = 1, names: Sequence[int] = ()) -> None:
+        self.group, self.rank, self.size, self.sent, self.label = group, rank, size, 0, b""
+        self.names = list(names or range(size))
 
     @classmethod
     def of_launch(cls) -> "Peers":
@@ -49,14 +53,14 @@ class Peers:
         if self.size > 1:
             self.group.broadcast([own]).wait()
 
-    def mean(self, own: Tensor) -> tuple[Tensor, list[int]]:
-        """The mean of everybody's float32 vector, and the workers that were left out of it.
+    def mean(self, own: Tensor, votes: Sequence[bool] = ()) -> tuple[Tensor, list[int]]:
+        """The mean of the voters' float32 vectors (all, unless said), and numbers of workers that were left out of it.
 
         Each worker sums a part and tells it to all. Left out are those whose vectors hold what is no finite number; of
         the rest it is the mean, and of none NaN.
         """
         if self.size == 1:
-            return own, [] if bool(torch.isfinite(own).all()) else [0]
+            return own, [] if bool(torch.isfinite(own).all()) else list(self.names)
         length = -(-len(own) // self.size)
         padded = own.new_zeros(self.size * length)
         padded[: len(own)] = own
@@ -64,8 +68,9 @@ class Peers:
         seen = torch.stack(self.gather(torch.isfinite(parts).all(1).to(torch.uint8)))
         good = seen.bool().all(0).tolist()  # by everybody, each in its part
         total = torch.full((length,), torch.nan, dtype=torch.float64)
-        used = [part.double() for part, fit in zip(parts, good, strict=True) if fit]
+        voting = votes or [True] * self.size
+        used = [part.double() for part, fit, vote in zip(parts, good, voting, strict=True) if fit and vote]
         for number, part in enumerate(used):
             total = total + part if number else part
         found = torch.cat(self.gather((total / max(1, len(used))).float()))
-        return found[: len(own)], [rank for rank, fit in enumerate(good) if not fit]
+        return found[: len(own)], [name for name, fit in zip(self.names, good, strict=True) if not fit]

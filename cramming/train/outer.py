@@ -49,6 +49,12 @@ class OuterSteps(Hook):
             self.optimiser.load_state_dict(self.remembered["optimiser"])
         self.remembered = {}
 
+    def taken(self) -> int:
+        """Bytes that this worker has sent since it was asked last."""
+        assert self.outer is not None
+        sent, self.outer.sent = self.outer.sent, 0
+        return sent
+
     def on_step(self, trainer: Trainer, step: Step) -> None:
         """Meet when it is time, and count the time against the budget."""
         assert self.outer is not None

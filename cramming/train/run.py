@@ -179,11 +179,10 @@ class Run:
             sources.append(
                 UsageHook(self.validation, sequences=sequences, steps=config.usage_steps, folder=folder, shows=shows)
             )
-        peers = Peers.of_launch() if world.apart else None
+        outer = OuterSteps(Peers.of_launch()) if world.apart else None
+        traffic = Traffic(outer) if world.size > 1 and not world.sharded else None
         hooks: list[Hook] = [StopSignals(), FiniteGuard(), Balance(), self.providers]
-        hooks += [OuterSteps(peers)] if peers else []
-        traffic = Traffic(peers) if world.size > 1 and not world.sharded else None
-        hooks += [*([traffic] if traffic else []), *sources]
+        hooks += [*([outer] if outer else []), *([traffic] if traffic else []), *sources]
         if world.main:
             bar, meter = Bar(), Meter(self.parts.flops, world.device, world.size)
             mirrors = [bar.show, *([wandb_mirror(mirror)] if mirror else [])]

@@ -4,9 +4,10 @@ What an exchange of workers sends is counted where it is sent. Gradients of ever
 share of them is reckoned, 2 (N - 1) / N of their bytes from each of N processes.
 """
 
+from typing import Protocol
+
 from torch import nn
 
-from cramming.parallel.peers import Peers
 from cramming.train.loop import Hook, Step, Trainer
 
 
@@ -16,17 +17,25 @@ def ring_bytes(model: nn.Module, processes: int) -> float:
     return 2 * (processes - 1) / processes * own
 
 
+class Sender(Protocol):
+    """What workers meet by."""
+
+    def taken(self) -> int:
+        """Bytes that this worker has sent since it was asked last."""
+        ...
+
+
 class Traffic(Hook):
     """Counts them over all resumes.
 
     Args:
-        peers: of workers that meet; None where gradients travel in every step.
+        sender: of workers that meet; None where gradients travel in every step.
     """
 
     name = "traffic"
 
-    def __init__(self, peers: Peers | None) -> None:
-        self.peers, self.sent, self.of_step = peers, 0.0, 0.0  # by this process
+    def __init__(self, sender: Sender | None) -> None:
+        self.sender, self.sent, self.of_step = sender, 0.0, 0.0  # by this process
         self.figures: dict[str, float] = {}
 
     def state(self) -> dict[str, float]:
@@ -39,11 +48,9 @@ class Traffic(Hook):
 
     def on_start(self, trainer: Trainer) -> None:
         """See what a step sends."""
-        self.of_step = ring_bytes(trainer.parts.model, trainer.world.size) if self.peers is None else 0.0
+        self.of_step = ring_bytes(trainer.parts.model, trainer.world.size) if self.sender is None else 0.0
 
     def on_step(self, trainer: Trainer, step: Step) -> None:
         """Count, over all processes: each sends as much as any other."""
-        self.sent += self.of_step
-        if self.peers is not None:
-            self.sent, self.peers.sent = self.sent + self.peers.sent, 0
+        self.sent += self.of_step if self.sender is None else self.sender.taken()
         self.figures = {"exchange/bytes_per_token": self.sent * trainer.world.size / max(1, trainer.state.tokens)}
