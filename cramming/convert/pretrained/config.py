@@ -1,11 +1,12 @@
 """Configuration group `distill` and the root of `make distill`. Not how it is read (cramming.config)."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from cramming.checks import numbers, one_of, paths
 from cramming.convert.pretrained.target import Target, read_target
 from cramming.errors import UserError
-from cramming.runs import Keys, listed
+from cramming.runs import Keys, essence, listed
 
 RESTS = ("int8", "float32")
 STARTS = ("leaves", "scratch")
@@ -15,9 +16,14 @@ MAX_SEED = 2**32 - 1
 # What names a run (see cramming.runs): nothing that only says which others run beside it, or what is measured.
 KEYS = Keys(
     fixed=listed({"": "model to tokens seq_len start fit_tokens ridge block_tokens block_lr whole_tokens whole_lr"}),
-    cosmetic=listed({"": "controls seed times out record_gb glue_dir neighbours text held_out text_field"}),
+    cosmetic=listed({"": "controls seed times out record_gb glue_dir neighbours text held_out text_field word_weight"}),
     paths=listed({"": "model tokenizer"}),
 )
+
+
+def naming(config: "DistillConfig", *, causal: bool) -> dict[str, Any]:
+    """What names a run. `word_weight` does of decoders alone, at its default too: the first were trained without it."""
+    return essence(config, KEYS) | ({"word_weight": config.word_weight} if causal else {})
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,8 @@ class DistillConfig:
     whole_tokens: int = 1_000_000  # read by Adam for all blocks together, end to end; 0 for none
     whole_lr: float = 3e-4
     whole_batch: int = 32  # pieces of text of an update
-    cosine_weight: float = 1.0  # of the embedding's 1 - cosine, beside the error of the hidden states
+    cosine_weight: float = 1.0  # of the embedding's 1 - cosine, beside the error of the hidden states; encoders'
+    word_weight: float = 1.0  # of the next word's divergence (nats) from the teacher's, likewise; decoders'; 0 for none
     compute: str = "auto"  # of training: bfloat16 where the processor multiplies matrices of it (AMX), else float32
     checkpoint_steps: int = 200  # updates between checkpoints of training end to end
     glue_dir: str | None = None  # folder with STS-B/dev.tsv; null leaves it out
@@ -62,7 +69,7 @@ class DistillConfig:
         one_of("distill.compute", self.compute, COMPUTED)
         numbers("distill", self, ("seed",), least=0, most=MAX_SEED)
         numbers("distill", self, ("tokens", "fit_tokens", "block_batch", "whole_batch", "checkpoint_steps"), least=1)
-        numbers("distill", self, ("block_tokens", "whole_tokens", "cosine_weight"), least=0)
+        numbers("distill", self, ("block_tokens", "whole_tokens", "cosine_weight", "word_weight"), least=0)
         numbers("distill", self, ("seq_len",), least=8, most=8192)
         numbers("distill", self, ("neighbours",), least=12, most=20_000)
         numbers("distill", self, ("record_gb", "block_lr", "whole_lr", "ridge"), above=0)

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from cramming.convert.pretrained.compute import device_of
-from cramming.convert.pretrained.config import KEYS, DistillConfig, DistillRoot
+from cramming.convert.pretrained.config import DistillConfig, DistillRoot, naming
 from cramming.convert.pretrained.faster import in_use
 from cramming.convert.pretrained.folder import write_folder
 from cramming.convert.pretrained.job import DENSE, Job, Made, Texts, alone
@@ -25,7 +25,7 @@ from cramming.errors import UserError
 from cramming.files import check_writable, refuse_existing, short_hash
 from cramming.locks import locked
 from cramming.record import Record
-from cramming.runs import RecordedRun, essence
+from cramming.runs import RecordedRun
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def distill(root: DistillRoot) -> list[Record]:
         refuse_existing(Path(config.out))
     texts = Texts(*documents(config.text, config.held_out, config.text_field))
     teacher = load_teacher(config.model, config.tokenizer)
-    home = Path(root.output_dir) / "distill" / f"{teacher.name}-{identity(config)}"
+    home = Path(root.output_dir) / "distill" / f"{teacher.name}-{identity(config, teacher.causal)}"
     check_writable(home, "output_dir")
     check_writable(Path(root.results_dir) / "runs", "results_dir")
     with locked(home / ".lock", wait=False, busy=f"{home} is in use by another conversion; wait for it to end."):
@@ -116,9 +116,9 @@ def distill(root: DistillRoot) -> list[Record]:
     return records
 
 
-def identity(config: DistillConfig) -> str:
+def identity(config: DistillConfig, causal: bool) -> str:
     """What names a job's folder: all that its targets share, and the seed."""
-    shared = essence(alone(config, Target("none", "none", {})), KEYS)
+    shared = naming(alone(config, Target("none", "none", {})), causal=causal)
     return short_hash({"seed": config.seed, "text": sorted(config.text), **shared}, 6)
 
 
@@ -130,7 +130,7 @@ def dense_and(targets: Sequence[Target]) -> list[Target]:
 def run_of(root: DistillRoot, job: Job, target: Target) -> RecordedRun:
     """One row of the table as records tell it."""
     config, teacher = root.distill, job.teacher
-    settings = essence(config, KEYS) | {"to": target.text}
+    settings = naming(config, causal=teacher.causal) | {"to": target.text}
     name = f"distill-{teacher.name}-{target.tag}-s{config.seed}-{short_hash(settings, 6)}"
     block = job.denses[0].block
     return RecordedRun(

@@ -19,13 +19,15 @@ from cramming.convert.pretrained.config import DistillConfig
 from cramming.convert.pretrained.dense import Dense, prove
 from cramming.convert.pretrained.faster import in_use
 from cramming.convert.pretrained.judge import Exam, Judged, judge, sts_pairs, times
-from cramming.convert.pretrained.recording import Recording, recorded, refuse_large
+from cramming.convert.pretrained.recording import Recording, bytes_needed, recorded, refuse_large
 from cramming.convert.pretrained.starts import Sample, begin, sample_of
 from cramming.convert.pretrained.student import Piece, refuse, student_of
 from cramming.convert.pretrained.target import Target
 from cramming.convert.pretrained.teacher import Teacher, check_length
 from cramming.convert.pretrained.text import padded, pieces, refuse_short, refuse_unread, tokenised
-from cramming.convert.pretrained.training import Behind, Whole, block_error, runs, train_block
+from cramming.convert.pretrained.training import Behind, block_error, runs, train_block
+from cramming.convert.pretrained.whole import Whole
+from cramming.convert.pretrained.words import refuse_other_head
 from cramming.errors import UserError
 from cramming.files import short_hash
 from cramming.machine import this_device
@@ -85,9 +87,18 @@ class Job:
         self.denses: list[Dense] = prove(self.teacher.model, sample)
         for target in config.targets:
             refuse(self.denses, target, keep_gates=config.keep_gates)
-        refuse_large(self.denses, sum(map(len, self.sequences)), config.record_gb)
+        if self.words:
+            refuse_other_head(self.teacher.model, sample)
+        tokens = sum(map(len, self.sequences))
+        hidden = self.teacher.model.get_output_embeddings().weight.shape[1] if self.words else 0
+        refuse_large(bytes_needed(self.denses, tokens, hidden), tokens, config.record_gb)
         self.fingerprint = short_hash([self.sequences, self.exam.held_out], 16)
         self.folder = folder
+
+    @property
+    def words(self) -> bool:
+        """Whether next words are compared."""
+        return self.teacher.causal and self.config.whole_tokens > 0 and self.config.word_weight > 0
 
     @cached_property
     def recording(self) -> Recording:
@@ -98,11 +109,11 @@ class Job:
             "text": short_hash(self.sequences, 16),
             "batch": config.whole_batch,
             "blocks": [dense.block.path for dense in self.denses],
-        }
+        } | ({"words": True} if self.words else {})
         folder = self.folder / f"recording-{short_hash(made_of)}"
         return recorded(
             folder, self.teacher, self.denses, self.sequences, made_of=made_of, batch=config.whole_batch,
-            compute=config.compute,
+            compute=config.compute, words=self.words,
         )  # fmt: skip
 
     def make(self) -> list[Made]:
@@ -154,7 +165,7 @@ class Job:
         done = self.home(target) / "whole.pt"
         whole = Whole(
             student, self.teacher.model, self.denses, self.recording, self.config,
-            done.with_name("checkpoint.pt"), self.teacher.causal,
+            done.with_name("checkpoint.pt"), self.teacher.causal, self.words,
         )  # fmt: skip
         if not done.exists():
             error = whole.run()

@@ -1,25 +1,20 @@
-"""Training of a converted model: each block alone, then all of it end to end. Resumable; not what it begins at.
+"""Training of a converted model's blocks, each alone, and what all training here shares. Not end to end (whole.py).
 
-The error of a block is taken behind its norm: of the block's raw output a few outlier dimensions would be most. End to
-end the same error is summed over all blocks, with the student's own residuals, and the text's embedding is compared.
+The error of a block is taken behind its norm: of the block's raw output a few outlier dimensions would be most.
 """
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from cramming.convert.pretrained.compute import computing, device_of
+from cramming.convert.pretrained.compute import computing
 from cramming.convert.pretrained.config import DistillConfig
 from cramming.convert.pretrained.dense import Dense
-from cramming.convert.pretrained.recording import Recording, pooled
+from cramming.convert.pretrained.recording import Recording
 from cramming.convert.pretrained.student import Piece
-from cramming.convert.pretrained.teacher import last_hidden
 from cramming.errors import Diverged
 from fff.layers.base import Feedforward
 
@@ -66,6 +61,7 @@ def train_block(
     optimiser = torch.optim.Adam(parameters, lr=config.block_lr)
     trained(piece)
     batches = runs(recording.fitted, config.block_batch, config.seed + 1000 * number)
+    errors = Errors(f"{dense.block.path}, ")
     with tqdm(range(steps), desc=f"block {number}", unit="update", leave=False) as bar:
         for step in bar:
             x, y, base = recording.taken(number, dense, next(batches))
@@ -74,9 +70,11 @@ def train_block(
             with computing(config.compute, x.device):
                 found = piece(x)
             loss = share_lost(behind(base, found.float()), wanted)
-            update(loss, optimiser, config.block_lr * rate(step, steps), f"{dense.block.path}, update {step}")
-            if step % 20 == 0:
-                bar.set_postfix_str(f"error {loss.item():.4f}")
+            update(loss, optimiser, config.block_lr * rate(step, steps))
+            errors.note(step, loss)
+            if step % 20 == 1:
+                bar.set_postfix_str(f"error {errors.known:.4f}", refresh=False)
+    errors.last()
     piece.eval()
 
 
@@ -97,113 +95,44 @@ def block_error(piece: Piece, dense: Dense, behind: Behind, recording: Recording
     return float(share_lost(behind(base, piece(x)), behind(base, y)))
 
 
-def update(loss: Tensor, optimiser: torch.optim.Optimizer, lr: float, where: str) -> None:
-    """One step; Diverged where the loss is no number."""
-    if not bool(loss.isfinite()):
-        raise Diverged(f"{where}: the error is no number any more; lower distill.block_lr or distill.whole_lr.")
+class Errors:
+    """Losses of updates, read one update late: to wait for each would leave a GPU idle while the next is prepared.
+
+    Attributes:
+        known: the last that was read; NaN before the second.
+    """
+
+    def __init__(self, where: str = "") -> None:
+        self.where, self.known = where, float("nan")
+        self._pending: tuple[int, Tensor] | None = None
+
+    def note(self, step: int, loss: Tensor) -> None:
+        """Keep a loss, and read the one before; Diverged where that is no number."""
+        before, self._pending = self._pending, (step, loss.detach())
+        self._read(before)
+
+    def last(self) -> float:
+        """The last one; Diverged where it is no number, so before anything is kept that came of it."""
+        self._read(self._pending)
+        self._pending = None
+        return self.known
+
+    def _read(self, noted: tuple[int, Tensor] | None) -> None:
+        if noted is None:
+            return
+        self.known = noted[1].item()
+        if not math.isfinite(self.known):
+            raise Diverged(
+                f"{self.where}update {noted[0]}: the error is no number any more; lower distill.block_lr or "
+                "distill.whole_lr."
+            )
+
+
+def update(loss: Tensor, optimiser: torch.optim.Optimizer, lr: float) -> None:
+    """One step."""
     optimiser.zero_grad()
     loss.backward()
     nn.utils.clip_grad_norm_([p for group in optimiser.param_groups for p in group["params"]], 1.0)
     for group in optimiser.param_groups:
         group["lr"] = lr * group.get("factor", 1.0)
     optimiser.step()
-
-
-@dataclass
-class Whole:
-    """Training end to end: a student, its teacher's facts, and where its checkpoint is. seconds: that it took."""
-
-    student: Any
-    teacher: Any
-    denses: Sequence[Dense]
-    recording: Recording
-    config: DistillConfig
-    checkpoint: Path
-    causal: bool
-    seconds: float = 0.0
-
-    @property
-    def steps(self) -> int:
-        """Updates of recorded batches."""
-        mean = self.recording.tokens / len(self.recording.batches)
-        return round(self.config.whole_tokens / mean)
-
-    def run(self, stop: Callable[[int], bool] = lambda step: False) -> float:
-        """Train, or go on from the checkpoint; the last error. `stop` ends it early, as an interruption would."""
-        optimiser = torch.optim.Adam(self._groups(), lr=self.config.whole_lr)
-        first = self._resume(optimiser)
-        trained(self.student)
-        last, before, began = 0.0, self.seconds, time.perf_counter()
-        with tqdm(range(self.steps), initial=first, desc="end to end", unit="update", leave=False) as bar:
-            for step in range(first, self.steps):
-                loss = self._loss(self._order(step))
-                update(loss, optimiser, self.config.whole_lr * rate(step, self.steps), f"update {step}")
-                last = loss.item()
-                bar.update()
-                bar.set_postfix_str(f"error {last:.4f}")
-                self.seconds = before + time.perf_counter() - began
-                if (step + 1) % self.config.checkpoint_steps == 0 or stop(step + 1):
-                    self._save(optimiser, step + 1)
-                if stop(step + 1):
-                    return last
-        self.student.eval()
-        return last
-
-    def _groups(self) -> list[dict[str, Any]]:
-        """Everything but the embeddings, which few tokens of this text reach."""
-        kept = {id(p) for p in self.student.get_input_embeddings().parameters()}
-        head = self.student.get_output_embeddings() if hasattr(self.student, "get_output_embeddings") else None
-        kept |= {id(p) for p in head.parameters()} if head is not None else set()
-        return [{"params": [p for p in self.student.parameters() if id(p) not in kept]}]
-
-    def _order(self, step: int) -> int:
-        """The batch of an update: passes over all in orders of the seed's."""
-        turn, place = divmod(step, len(self.recording.batches))
-        generator = torch.Generator().manual_seed(self.config.seed + 7919 * (turn + 1))
-        return int(torch.randperm(len(self.recording.batches), generator=generator)[place])
-
-    def _loss(self, number: int) -> Tensor:
-        recording, device = self.recording, device_of(self.student)
-        batch = recording.batches[number].to(device)
-        rows = slice(recording.starts[number], recording.starts[number + 1])
-        there = batch.mask.bool()
-        given: dict[int, Tensor] = {}
-        hooks = []
-        for place, dense in enumerate(self.denses):
-            if dense.norm:
-                norm = self.student.get_submodule(dense.norm)
-                hooks.append(norm.register_forward_hook(lambda m, args, y, place=place: given.__setitem__(place, y)))
-        try:
-            with computing(self.config.compute, device):
-                hidden = last_hidden(self.student, batch)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        losses = []
-        for place, found in given.items():
-            dense = self.denses[place]
-            with torch.no_grad():
-                _, y, base = recording.taken(place, dense, rows)
-                wanted = Behind(self.teacher, dense)(base, y)
-            losses.append(share_lost(found[there].float(), wanted))
-        loss = torch.stack(losses).mean() if losses else hidden.new_zeros(())
-        if not self.causal and self.config.cosine_weight:
-            mine = pooled(hidden.float(), batch.mask)
-            cosine = nn.functional.cosine_similarity(mine, recording.embeddings[number].to(device)).mean()
-            loss = loss + self.config.cosine_weight * (1 - cosine)
-        return loss
-
-    def _save(self, optimiser: torch.optim.Optimizer, step: int) -> None:
-        beside = self.checkpoint.with_suffix(".tmp")
-        state = {"step": step, "model": self.student.state_dict(), "optimiser": optimiser.state_dict()}
-        torch.save(state | {"seconds": self.seconds}, beside)
-        beside.replace(self.checkpoint)
-
-    def _resume(self, optimiser: torch.optim.Optimizer) -> int:
-        if not self.checkpoint.exists():
-            return 0
-        found = torch.load(self.checkpoint, map_location=device_of(self.student), weights_only=True)
-        self.student.load_state_dict(found["model"])
-        optimiser.load_state_dict(found["optimiser"])
-        self.seconds = found["seconds"]
-        return int(found["step"])

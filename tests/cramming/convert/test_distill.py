@@ -22,7 +22,7 @@ from cramming.convert.pretrained.splits import scale_of, split_level
 from cramming.convert.pretrained.target import read_target
 from cramming.convert.pretrained.teacher import load_teacher, teacher_of
 from cramming.convert.pretrained.text import padded, refuse_unread
-from cramming.convert.pretrained.training import Whole
+from cramming.convert.pretrained.whole import Whole
 from cramming.errors import UserError
 from fff import LeafFFF, surgery
 from fff.layers.int8_linear import unusable
