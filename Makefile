@@ -12,7 +12,7 @@ LAUNCHED = --launcher $(LAUNCHER) $(if $(JOBS),--jobs $(JOBS)) $(foreach each,$(
 MANY = $(if $(LAUNCHER),$(LAUNCHED),--jobs $(or $(JOBS),1)) $(if $(RETRY),--retry) $(if $(LIST),--list)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup prepare pretrain glue tables figures sweep status micro images convert distill regions embed search bench test test-all lint clean
+.PHONY: help setup prepare verify pretrain glue tables figures sweep status micro images convert distill regions embed search bench test test-all lint clean
 
 help:  ## this text
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
@@ -38,6 +38,9 @@ endif
 
 prepare: setup  ## text -> tokenizer and token shards
 	$(PY) scripts/prepare.py $(PICK)
+
+verify: setup  ## read prepared data as a whole and compare every hash: make verify ARGS="FOLDER or s3://bucket/FOLDER"
+	$(PY) scripts/verify.py $(ARGS)
 
 pretrain: setup  ## tokens -> pretrained model and record (continues and recognises its own runs)
 	$(PY) scripts/pretrain.py $(PICK)

@@ -133,7 +133,7 @@ def in_words(value: Any) -> Any:
 def private(path: str) -> str:
     """A path as it may be published: as it is within the working folder, else its base name and a digest of it all."""
     pure = PurePath(path)
-    if not (pure.is_absolute() or path.startswith("~") or ".." in pure.parts):
+    if not (pure.is_absolute() or path.startswith(("~", "file:")) or ".." in pure.parts):
         return path
     return f"{pure.name or 'root'}@{short_hash(path)}"
 

@@ -136,12 +136,33 @@ def fetch(address: str, to: Path, key: str) -> None:
             copy.write(block)
 
 
+def content(address: str, key: str) -> bytes:
+    """All bytes of a small remote file."""
+    with opened(RemoteFile(address, key)) as file:
+        return file.read()
+
+
 def put(source: Path, address: str, key: str) -> None:
     """Copy a local file to an address. Stores show it when it is complete, and replace what was there."""
     with told(address, key):
         files, path = store(address, key)
         files.makedirs(str(PurePosixPath(path).parent), exist_ok=True)
         files.put_file(str(source), path)
+
+
+def write(data: bytes, address: str, key: str) -> None:
+    """Write a small file at an address."""
+    with told(address, key):
+        files, path = store(address, key)
+        files.makedirs(str(PurePosixPath(path).parent), exist_ok=True)
+        files.pipe_file(path, data)
+
+
+def remove(address: str, key: str) -> None:
+    """Remove a file at an address."""
+    with told(address, key):
+        files, path = store(address, key)
+        files.rm_file(path)
 
 
 def store(address: str, key: str) -> tuple[Any, str]:

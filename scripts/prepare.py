@@ -11,6 +11,7 @@ from pathlib import Path
 
 from cramming.config import entry
 from cramming.data.prepare import prepare
+from cramming.data.stored import put_prepared
 from cramming.files import check_writable
 from cramming.train.order import write_order
 from cramming.train.root import PretrainRoot
@@ -26,6 +27,8 @@ def main(root: PretrainRoot) -> None:
     print(f"tokens     {counts['train_tokens']:,} in sequences of {data.seq_len}, vocabulary {data.vocab_size:,}")
     print(f"written    {data.folder} (fingerprint {data.fingerprint})")
     print(f"written    {write_order(root, data.folder, Path(root.output_dir) / 'orders')}")
+    if root.data.remote is not None:
+        print(f"put        {put_prepared(data.folder, root.data.remote)}")
     print("next       make pretrain, with the same data settings")
 
 

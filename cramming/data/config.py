@@ -32,7 +32,7 @@ class HubDataset:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What text becomes tokens, and how. `examples` and `workers` do not enter the prepared folder's name."""
+    """What text becomes tokens, and how. `examples` and what stands below do not enter the prepared folder's name."""
 
     # First part of the prepared folder's name.
     name: str = "docs"
@@ -70,6 +70,10 @@ class DataConfig:
     examples: list[str] = field(default_factory=list)
     # Processes; 0 uses every core.
     workers: int = 0
+    # Whether every start reads all of the prepared data and compares the hashes; false compares sizes alone.
+    verify: bool = True
+    # Folder or address (s3://bucket/prepared) of prepared data: fetched from there, and put there when made here.
+    remote: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse what can be seen to be wrong without reading a file (UserError)."""
@@ -77,6 +81,7 @@ class DataConfig:
         one_of("data.order", self.order, ORDERS)
         one_of("data.normaliser", self.normaliser, NORMALISERS)
         checked_name(self.name, "data.name")
+        paths("data", self, ("remote",))
         self._check_numbers()
         if self.source == "hub" and not self.hub:
             raise UserError("data.hub is empty; data.source=hub needs at least one data set with its id.")

@@ -3,7 +3,7 @@
 import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
@@ -32,7 +32,8 @@ from cramming.data.sources.corpus import TextSource
 from cramming.data.sources.docs import DocsSource
 from cramming.data.sources.hub import HubSource, local_content
 from cramming.data.sources.source import Source
-from cramming.data.together import Recipe, abandon, alone, begin, make_together
+from cramming.data.stored import check_remote, fetch_prepared, put_prepared
+from cramming.data.together import Recipe, abandon, alone, begin, clear, make_together
 from cramming.data.tokenizer import load_tokenizer
 from cramming.errors import Passing, Stopped, UserError
 from cramming.files import (
@@ -45,9 +46,10 @@ from cramming.files import (
     write_json,
 )
 
+HASHES = ".hashes.json"  # of remote files
 # Raised when the code makes other tokens from the same text, so that older results are not taken for the same.
 PIPELINE_VERSION = 1
-COSMETIC = ("examples", "workers")
+COSMETIC = ("examples", "workers", "verify", "remote")
 
 
 def prepare(config: DataConfig, output_dir: Path) -> PreparedData:
@@ -59,13 +61,26 @@ def prepare(config: DataConfig, output_dir: Path) -> PreparedData:
     Raises:
         UserError: sources, tokenizer or disk do not allow it, or an existing result is damaged.
     """
-    source = make_source(config)
+    source = make_source(config, output_dir)
     final = place(config, output_dir, source)
     if final.is_dir():
-        return open_prepared(final)
+        return open_prepared(final, trusted=not config.verify)
     with no_space(output_dir, "output_dir"):
-        make(config, source, final)
+        if config.remote is None or not fetched(config.remote, final):
+            make(config, source, final)
+            if config.remote is not None:
+                put_prepared(final, config.remote)
         return open_prepared(final)
+
+
+def fetched(address: str, final: Path) -> bool:
+    """Whether the data are here, perhaps fetched now; if not, whether they can be put there later (UserError)."""
+    refuse_existing(final)
+    with one_at_a_time(final, "fetches"):
+        if final.is_dir() or fetch_prepared(address, final):
+            return True
+    check_remote(address)
+    return False
 
 
 def place(config: DataConfig, output_dir: Path, source: Source | None = None) -> Path:
@@ -74,16 +89,16 @@ def place(config: DataConfig, output_dir: Path, source: Source | None = None) ->
     Args:
         source: the configuration's, where the caller has it already.
     """
-    return output_dir / "data" / f"{config.name}-{key(config, source or make_source(config))}"
+    return output_dir / "data" / f"{config.name}-{key(config, source or make_source(config, output_dir))}"
 
 
-def make_source(config: DataConfig) -> Source | None:
+def make_source(config: DataConfig, output_dir: Path) -> Source | None:
     """The source that `data.source` names; None for readymade tokens."""
     match config.source:
         case "docs":
             return DocsSource(config.workers)
         case "text":
-            return TextSource(config.files, config.valid_files, config.text_field)
+            return TextSource(config.files, config.valid_files, config.text_field, output_dir / "data" / HASHES)
         case "hub":
             return HubSource(config.hub)
         case _:
@@ -110,18 +125,18 @@ def key(config: DataConfig, source: Source | None) -> str:
 def make(config: DataConfig, source: Source | None, final: Path) -> None:
     """Make the folder together with all others who are at it, from where those ended who were.
 
-    What is finished of it lies in `.NAME.parts` until the whole is there. It stays when the work is interrupted, and
-    goes when the text or the settings are wrong, or the disk is full.
+    What is finished of it lies in `preparing` until the whole is there. It stays when the work is interrupted, and goes
+    when the text or the settings are wrong, or the disk is full.
     """
     refuse_existing(final)
-    work = final.with_name(f".{final.name}.parts")
+    work = work_folder(final)
     recipe: Recipe = Readymade(config) if source is None else TextCorpus(config, source)
     try:
         begin(recipe, work, final)
         with recipe.working(work / TOKENIZER):
             parts = [Pieces(work / f"part-{number:05d}") for number in range(len(recipe.parts))]
             make_together(parts, lambda number: recipe.make(number, parts[number]), final.is_dir, final)
-            with one_at_a_time(final):
+            with one_at_a_time(final, "puts together"):
                 if not final.is_dir():
                     assemble(config, recipe, parts, final)
     except Exception as error:
@@ -132,12 +147,17 @@ def make(config: DataConfig, source: Source | None, final: Path) -> None:
         raise
     finally:
         if final.is_dir():
-            shutil.rmtree(work, ignore_errors=True)
+            clear(work)
 
 
-def one_at_a_time(final: Path) -> AbstractContextManager[None]:
+def work_folder(final: Path) -> Path:
+    """Where those who make a prepared folder keep what is finished of it."""
+    return final.parent.with_name("preparing") / final.name
+
+
+def one_at_a_time(final: Path, does: str) -> AbstractContextManager[None]:
     """Hold the lock of a result."""
-    return alone(final.with_name(f".{final.name}.lock"), f"puts {final} together")
+    return alone(final.with_name(f".{final.name}.lock"), f"{does} {final}")
 
 
 def assemble(config: DataConfig, recipe: Recipe, parts: Sequence[Pieces], final: Path) -> None:
@@ -169,6 +189,7 @@ def finish(config: DataConfig, built: Built, provenance: dict[str, Any], lost: d
             file.write(json.dumps(document, ensure_ascii=False) + "\n")
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     sequences = {"train": built.train.sequences, "valid": built.valid.sequences}
+    written = built.train.hashes | built.valid.hashes
     manifest: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "pipeline_version": PIPELINE_VERSION,
@@ -184,9 +205,11 @@ def finish(config: DataConfig, built: Built, provenance: dict[str, Any], lost: d
         | {f"{split}_tokens": number * config.seq_len for split, number in sequences.items()},
         "lost": lost,
         "tokenizer_sha256": sha256(folder / TOKENIZER / "tokenizer.json"),
-        "files": {
-            path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
-            for path in paths
-        },
+        "files": {path.relative_to(folder).as_posix(): entry(path, written) for path in paths},
     }
     write_json(folder / MANIFEST, manifest | {"fingerprint": fingerprint(manifest)})
+
+
+def entry(path: Path, written: Mapping[str, str]) -> dict[str, Any]:
+    """A file in the manifest; its hash as it was taken while the file was written, where it was."""
+    return {"bytes": path.stat().st_size, "sha256": written.get(path.name) or sha256(path)}

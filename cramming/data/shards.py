@@ -115,15 +115,14 @@ def open_prepared(folder: Path, *, trusted: bool = False) -> PreparedData:
     """Open a prepared folder after checking every file's size and hash against the manifest.
 
     Args:
-        trusted: another process of the same run has just checked the hashes, which means to read all of the data.
+        trusted: leave out the hashes, which means to read all of the data: another process of the same run has just
+            checked them, or the user verifies on demand.
 
     Raises:
         UserError: naming the file that is missing or damaged.
     """
-    manifest = read_json(folder / MANIFEST)
     mend = f"remove {folder} and prepare again."
-    if not isinstance(manifest, dict) or manifest.get("format_version") != FORMAT_VERSION:
-        raise UserError(f"{folder / MANIFEST} is not a manifest of format {FORMAT_VERSION}; {mend}")
+    manifest = checked_manifest(read_json(folder / MANIFEST), folder / MANIFEST, mend)
     sizes = {name: entry["bytes"] for name, entry in manifest["files"].items()}
     for name, size in sizes.items():
         path = folder / name
@@ -134,6 +133,22 @@ def open_prepared(folder: Path, *, trusted: bool = False) -> PreparedData:
     for name, entry in ({} if trusted else manifest["files"]).items():
         if sha256(folder / name) != entry["sha256"]:
             raise UserError(f"{folder / name} is damaged: its hash is not the manifest's; {mend}")
-    if fingerprint(manifest) != manifest["fingerprint"]:
-        raise UserError(f"{folder / MANIFEST} was changed: its fingerprint does not fit its content; {mend}")
     return PreparedData(folder, manifest)
+
+
+def checked_manifest(content: Any, path: Any, mend: str) -> dict[str, Any]:
+    """A manifest's content if it is one, as it was written (UserError).
+
+    Args:
+        path: where it was read, for the message.
+        mend: what helps.
+    """
+    if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
+        raise UserError(f"{path} is not a manifest of format {FORMAT_VERSION}; {mend}")
+    try:
+        fits = fingerprint(content) == content["fingerprint"]
+    except (KeyError, TypeError, AttributeError):
+        fits = False
+    if not fits:
+        raise UserError(f"{path} was changed: its fingerprint does not fit its content; {mend}")
+    return content

@@ -1,5 +1,6 @@
 """A preparation that several processes and machines share: agreed on, each part made once. Not what a part is."""
 
+import contextlib
 import shutil
 import sys
 import time
@@ -73,7 +74,14 @@ def begin(recipe: Recipe, work: Path, final: Path) -> None:
 def abandon(work: Path) -> None:
     """Remove what was finished, for it leads to nothing; not from under others, who will find that out."""
     if not any(holder(lock) for lock in (work / ".begin.lock", *(part / ".lock" for part in work.glob("part-*")))):
-        shutil.rmtree(work, ignore_errors=True)
+        clear(work)
+
+
+def clear(work: Path) -> None:
+    """Remove the folder, and the one for such where it was the last."""
+    shutil.rmtree(work, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        work.parent.rmdir()
 
 
 def make_together(parts: Sequence[Pieces], make: Callable[[int], None], over: Callable[[], bool], what: Path) -> None:

@@ -1,8 +1,9 @@
 """Token shards as they are written: packing to sequences, counting, ordering by length. Not for reading them."""
 
+import hashlib
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
@@ -22,6 +23,7 @@ class ShardWriter:
         self.counts = np.zeros(len(letters), dtype=np.int64)
         self.letter_counts = np.zeros(seq_len * int(letters.max(initial=0)) + 1, dtype=np.int64)
         self.shards: list[dict[str, str | int]] = []
+        self._hashes: dict[str, Any] = {}
         self.rows_per_shard = max(1, SHARD_BYTES // (seq_len * self.dtype.itemsize))
         self.rest = np.empty(0, dtype=self.dtype)
         self.file: IO[bytes] | None = None
@@ -31,6 +33,11 @@ class ShardWriter:
     def sequences(self) -> int:
         """Sequences written so far."""
         return sum(int(shard["sequences"]) for shard in self.shards)
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of every shard, of what was written and not of what the disk made of it; none of sorted ones."""
+        return {name: found.hexdigest() for name, found in self._hashes.items()}
 
     def write(self, ids: bytes) -> None:
         """Take ids as bytes of the dtype."""
@@ -50,7 +57,9 @@ class ShardWriter:
                 self.open_next()
             part, rows = rows[: self.rows_left], rows[self.rows_left :]
             assert self.file is not None
-            self.file.write(part.tobytes())
+            data = part.tobytes()
+            self.file.write(data)
+            self._hashes[str(self.shards[-1]["file"])].update(data)
             self.rows_left -= len(part)
             self.shards[-1]["sequences"] = int(self.shards[-1]["sequences"]) + len(part)
 
@@ -60,6 +69,7 @@ class ShardWriter:
         name = f"{self.split}-{len(self.shards):05d}.bin"
         self.file = open(self.folder / name, "wb")  # noqa: SIM115 - closed by close()
         self.shards.append({"file": name, "sequences": 0})
+        self._hashes[name] = hashlib.sha256()
         self.rows_left = self.rows_per_shard
 
     def close(self) -> None:
@@ -75,6 +85,7 @@ class ShardWriter:
         is one block, whatever the corpus size.
         """
         self.close()
+        self._hashes.clear()  # what comes is written out of order
         places = np.concatenate([[0], np.cumsum(self.letter_counts)[:-1]])
         names = [self.folder / str(shard["file"]) for shard in self.shards]
         unsorted = [name.with_suffix(".unsorted") for name in names]

@@ -98,7 +98,7 @@ def held_out_documents(root: GlueRoot, pretrained: Pretrained) -> list[str]:
     # Beside the configured results, or beside the run: <output_dir>/runs/<run>/model.
     for output_dir in (Path(root.output_dir), *pretrained.folder.absolute().parents[2:3]):
         if wanted and (folder := find_prepared(output_dir, wanted)):
-            return open_prepared(folder).held_out_documents()
+            return open_prepared(folder, trusted=not root.data.verify).held_out_documents()
     data = prepare(root.data, Path(root.output_dir))
     if wanted not in ("", data.fingerprint):
         raise UserError(

@@ -162,7 +162,7 @@ def find_data(root: PretrainRoot, prepared: Path | None) -> PreparedData:
     """The data in a prepared folder, those that the run began with, or those that the configuration names."""
     if prepared is None and (began := begun_with(RunFolder(root.run_folder))):
         prepared = find_prepared(Path(root.output_dir), began)
-    return open_prepared(prepared) if prepared else prepared_here(root)
+    return open_prepared(prepared, trusted=not root.data.verify) if prepared else prepared_here(root)
 
 
 def begun_with(folder: RunFolder) -> str | None:

@@ -35,14 +35,14 @@ FIXED = listed(
 COSMETIC = listed(
     {
         "": "seed output_dir results_dir wandb",
-        "data": "workers examples",
+        "data": "workers examples verify remote",
         "train": "keep_checkpoints checkpoints log_steps usage_sequences usage_steps compile_mode profile_steps oracle "
         "sharding recompute patience_minutes",
     }
 )
 # Who computes, and in which order, gives equal results by contract; names had these once.
 EQUAL = listed({"ffn": "execution provider", "train": "compile attention exchange"})
-PATHS = listed({"": "output_dir results_dir", "data": "files valid_files tokenizer", "data.hub": "id"})
+PATHS = listed({"": "output_dir results_dir", "data": "files valid_files tokenizer remote", "data.hub": "id"})
 
 KEYS = Keys(FIXED, COSMETIC | EQUAL, PATHS)
 # How runs were named before, newest first: under such a name too a run is finished, or goes on.

@@ -77,7 +77,7 @@ import os, signal, sys
 from dataclasses import replace
 from pathlib import Path
 
-from cramming.data import encode, workers
+from cramming.data import corpus, workers
 from cramming.data.prepare import prepare
 from cramming.door import door
 from tests.helpers.tiny import tiny_root
@@ -90,14 +90,14 @@ def struck_early(*arguments):
 
 def struck_while_they_work(*arguments):
     for number, result in enumerate(in_order(*arguments)):
-        if number == 1:
+        if number == 0:
             os.killpg(0, signal.SIGINT)
         yield result
 
 if sys.argv[2] == "starting":
     workers.start_worker = struck_early
 else:
-    encode.in_order = struck_while_they_work
+    corpus.in_order = struck_while_they_work
 root = tiny_root(Path(sys.argv[1]))
 with door():
     prepare(replace(root.data, workers=2), Path(root.output_dir))
@@ -123,7 +123,7 @@ def test_an_interrupt_of_preparation_ends_its_workers_without_a_word_of_theirs(
     assert "KeyboardInterrupt" not in told
     if status:
         assert told.endswith("stopped by Ctrl-C\n")
-        assert not [path for path in (tmp_path / "outputs" / "data").iterdir() if path.is_dir()]
+        assert not [path for path in (tmp_path / "outputs" / "data").glob("*") if path.is_dir()]
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
 

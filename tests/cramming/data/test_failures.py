@@ -47,6 +47,34 @@ def test_a_damaged_shard_is_named(tmp_path, corpus):
         open_prepared(data.folder)
 
 
+def test_what_the_disk_made_of_a_shard_is_compared_with_what_was_written(tmp_path, corpus, monkeypatch):
+    close = writer.ShardWriter.close
+
+    def damaged(self):
+        close(self)
+        if self.split == "train" and self.shards:
+            shard = self.folder / "train-00000.bin"
+            shard.write_bytes(shard.read_bytes()[:-1] + b"\xff")
+
+    monkeypatch.setattr(writer.ShardWriter, "close", damaged)
+    with pytest.raises(UserError, match=r"train-00000\.bin is damaged: its hash is not the manifest's"):
+        prepare(text_config([corpus]), tmp_path)
+
+
+def test_hashes_are_compared_at_every_start_or_on_demand(tmp_path, corpus):
+    data = prepare(text_config([corpus]), tmp_path)
+    shard = data.folder / "train-00000.bin"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"\xff")
+    on_demand = text_config([corpus], verify=False)
+    assert prepare(on_demand, tmp_path).folder == data.folder
+    with pytest.raises(UserError, match=r"train-00000\.bin is damaged: its hash"):
+        prepare(text_config([corpus]), tmp_path)
+    shard.write_bytes(b"")
+    with pytest.raises(UserError, match=r"train-00000\.bin is damaged: 0 bytes"):
+        prepare(on_demand, tmp_path)
+    assert "verify" not in data.manifest["config"]
+
+
 def test_a_changed_manifest_is_noticed(tmp_path, corpus):
     data = prepare(text_config([corpus]), tmp_path)
     manifest = json.loads((data.folder / "manifest.json").read_text())
@@ -111,7 +139,8 @@ def test_killed_half_way_leaves_no_result_and_the_next_one_finishes(tmp_path, co
     while any(Path(f"/proc/{pid}").exists() and is_alive(pid) for pid in workers):
         assert time.monotonic() < deadline, "workers outlived their parent"
     assert prepare(text_config([corpus]), tmp_path).fingerprint == data.fingerprint
-    assert not [path for path in (tmp_path / "data").glob(".*") if path.is_dir()]
+    assert not list((tmp_path / "data").glob(".*.partial"))
+    assert not (tmp_path / "preparing").exists()
 
 
 def children_of(pid: int) -> list[int]:

@@ -211,7 +211,7 @@ def test_a_broken_stream_goes_on_with_the_same_bytes(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.IterableDataset, "__iter__", broken)
     with pytest.raises(Passing, match=r"data\.hub: .* cannot be read \(ConnectionError: no route\)"):
         prepare(config, tmp_path / "broken")
-    (work,) = (tmp_path / "broken" / "data").glob(".*.parts")
+    (work,) = (tmp_path / "broken" / "preparing").iterdir()
     kept = list(Pieces(work / "part-00000").read())
     assert len(kept) > 2
     again: list[str] = []
@@ -271,7 +271,7 @@ def test_readymade_sequences_go_on_where_they_were(tmp_path, monkeypatch, megaby
         patch.setattr(Piece, "add", broken)
         with pytest.raises(Passing):
             prepare(config, tmp_path / "broken")
-    (work,) = (tmp_path / "broken" / "data").glob(".*.parts")
+    (work,) = (tmp_path / "broken" / "preparing").iterdir()
     assert len(Pieces(work / "part-00000").finished()) == 1
     found = prepare(config, tmp_path / "broken")
     assert (found.folder / "manifest.json").read_bytes() == (whole.folder / "manifest.json").read_bytes()

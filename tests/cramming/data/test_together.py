@@ -52,8 +52,7 @@ def content(data: PreparedData) -> dict[str, bytes]:
 
 
 def work_of(config: DataConfig, output: Path) -> Path:
-    final = place(config, output)
-    return final.with_name(f".{final.name}.parts")
+    return output / "preparing" / place(config, output).name
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -61,6 +60,7 @@ def test_the_number_of_parts_pieces_and_workers_changes_no_byte(tmp_path, files,
     data = prepare(text_config(files, workers=workers), tmp_path)
     assert content(data) == alone
     assert sorted(path.name for path in (tmp_path / "data").iterdir() if path.is_dir()) == [data.folder.name]
+    assert not (tmp_path / "preparing").exists()
 
 
 @pytest.mark.parametrize("processes", [2, 3])
@@ -201,7 +201,9 @@ def test_a_changed_piece_is_named(tmp_path, files, monkeypatch):
 def test_what_other_code_began_is_not_mixed_with(tmp_path, files, monkeypatch):
     killed_in_piece(1, files, tmp_path, monkeypatch)
     monkeypatch.setattr(text, "PART_BYTES", 1 << 30)
-    with pytest.raises(UserError, match=r"\.parts was begun by other code than this; finish it with that, or remove"):
+    with pytest.raises(
+        UserError, match=r"preparing/tiny-.* was begun by other code than this; finish it with that, or remove"
+    ):
         prepare(text_config(files), tmp_path)
     assert (work_of(text_config(files), tmp_path) / "part-00000" / "done").exists()
 
