@@ -20,6 +20,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # ahead of this file, which has the package's name
 
+import cramming  # noqa: F401 (before torch: how its threads wait)
+
+# isort: split
+
 from bench import aims as bench_aims
 from bench.encoder import FEEDFORWARDS, Scale, scale_here
 from bench.layer import run_layers

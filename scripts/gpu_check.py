@@ -15,6 +15,8 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import cramming  # noqa: F401 (before torch: how its threads wait)
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch

@@ -2,6 +2,8 @@
 
 import signal
 
+import cramming  # noqa: F401 (before torch: how its threads wait)
+
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while libraries load ends without a traceback
 
 import argparse

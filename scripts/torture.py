@@ -6,6 +6,8 @@ run on made-up text in a process of its own. Status 1 where a trial found otherw
 
 import signal
 
+import cramming  # noqa: F401 (before torch: how its threads wait)
+
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while libraries load ends without a traceback
 
 import argparse
