@@ -29,6 +29,7 @@ PACKAGES = {
     "abfss": "adlfs",
     "az": "adlfs",
 }
+FLAT = (*PACKAGES, "hf")  # have no folders: what a mistyped name would make is a bucket
 COPY_BYTES = 8 << 20
 
 
@@ -126,7 +127,10 @@ def exists(address: str, key: str) -> bool:
     with told(address, key):
         files, path = store(address, key)
         files.invalidate_cache()
-        return bool(files.isfile(path))
+        try:
+            return bool(files.info(path)["type"] == "file")
+        except (FileNotFoundError, NotADirectoryError):  # all else is no answer
+            return False
 
 
 def fetch(address: str, to: Path, key: str) -> None:
@@ -145,16 +149,14 @@ def content(address: str, key: str) -> bytes:
 def put(source: Path, address: str, key: str) -> None:
     """Copy a local file to an address. Stores show it when it is complete, and replace what was there."""
     with told(address, key):
-        files, path = store(address, key)
-        files.makedirs(str(PurePosixPath(path).parent), exist_ok=True)
+        files, path = with_folder(address, key)
         files.put_file(str(source), path)
 
 
 def write(data: bytes, address: str, key: str) -> None:
     """Write a small file at an address."""
     with told(address, key):
-        files, path = store(address, key)
-        files.makedirs(str(PurePosixPath(path).parent), exist_ok=True)
+        files, path = with_folder(address, key)
         files.pipe_file(path, data)
 
 
@@ -163,6 +165,14 @@ def remove(address: str, key: str) -> None:
     with told(address, key):
         files, path = store(address, key)
         files.rm_file(path)
+
+
+def with_folder(address: str, key: str) -> tuple[Any, str]:
+    """`store`, with the folder of the file made where the store has such."""
+    files, path = store(address, key)
+    if address.partition("://")[0].lower() not in FLAT:
+        files.makedirs(str(PurePosixPath(path).parent), exist_ok=True)
+    return files, path
 
 
 def store(address: str, key: str) -> tuple[Any, str]:

@@ -4,6 +4,7 @@ There as here the manifest is written last: a folder without one is not there.
 """
 
 import json
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
@@ -22,7 +23,7 @@ KEY = "data.remote"
 
 def check_remote(address: str) -> None:
     """Find out, before long work, whether something can be written to an address (UserError)."""
-    probe = f"{address.rstrip('/')}/.check"
+    probe = f"{address.rstrip('/')}/.check-{os.urandom(4).hex()}"  # others may look at the same time
     remote.write(b"", probe, KEY)
     remote.remove(probe, KEY)
 

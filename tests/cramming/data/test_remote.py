@@ -18,7 +18,7 @@ from cramming.data import stored
 from cramming.data.prepare import place, prepare
 from cramming.data.shards import open_prepared
 from cramming.data.sources import corpus
-from cramming.data.sources.corpus import TextSource, match_globs
+from cramming.data.sources.corpus import TextSource
 from cramming.data.stored import verify
 from cramming.errors import Passing, UserError
 from tests.helpers.commands import inline
@@ -154,10 +154,43 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch, protocol, package):
     assert not list((tmp_path / "out").glob("data/tiny*"))
 
 
-def test_s3_reaches_its_library(tmp_path):
-    pytest.importorskip("s3fs", reason="s3fs is not installed")
-    with pytest.raises(Passing, match=r"data\.files: s3://nobody-has-this/\*\.txt cannot be reached"):
-        match_globs("data.files", ["s3://nobody-has-this/*.txt"])
+@pytest.fixture
+def s3(monkeypatch):
+    """A bucket of a server on this machine that speaks S3."""
+    s3fs = pytest.importorskip("s3fs", reason="needs s3fs", exc_type=ImportError)
+    server_of = pytest.importorskip("moto.server", reason="needs moto[server]", exc_type=ImportError)
+    server = server_of.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    settings = {"ENDPOINT_URL": f"http://{host}:{port}", "DEFAULT_REGION": "us-east-1"}
+    for name, value in {**settings, "ACCESS_KEY_ID": "test", "SECRET_ACCESS_KEY": "test"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    s3fs.S3FileSystem().mkdir("bucket")
+    yield "s3://bucket/folder"
+    s3fs.S3FileSystem.clear_instance_cache()
+    server.stop()
+
+
+def test_text_and_data_in_s3(tmp_path, s3, texts):
+    put_all(texts, s3)
+    here = prepare(text_config([tmp_path / "here" / "*"]), tmp_path / "one")
+    config = text_config([f"{s3}/*"], remote=f"{s3}/prepared", workers=2)
+    there = prepare(config, tmp_path / "two")
+    assert (there.folder.name, there.fingerprint) == (here.folder.name, here.fingerprint)
+    assert folder_content(prepare(config, tmp_path / "three").folder) == folder_content(there.folder)
+    address = f"{s3}/prepared/{here.folder.name}"
+    assert verify(address)["fingerprint"] == here.fingerprint
+    remote.write(b"short", f"{address}/train-00000.bin", "data.remote")
+    with pytest.raises(UserError, match=r"train-00000\.bin is damaged: its hash is not the manifest's"):
+        verify(address)
+    with pytest.raises(UserError, match=r"data\.files: 's3://nobucket/\*\.txt' matches no file there"):
+        prepare(text_config(["s3://nobucket/*.txt"]), tmp_path)
+    mistyped = text_config([texts["a.txt"]], remote="s3://nobucket/prepared")
+    with pytest.raises(
+        Passing, match=r"data\.remote: s3://nobucket/prepared/.* cannot be reached .*bucket does not exist"
+    ):
+        prepare(mistyped, tmp_path)
 
 
 def test_a_store_that_fails_while_it_is_read_is_named_and_finished_parts_stay(tmp_path, base, texts, monkeypatch):
@@ -293,6 +326,17 @@ def test_other_data_under_the_same_name_are_not_written_over(tmp_path, base):
     renamed = other.folder.rename(tmp_path / made.folder.name)
     with pytest.raises(UserError, match=rf"data\.remote: .*{made.folder.name} holds other data \(.*set data\.name"):
         stored.put_prepared(renamed, f"{base}/prepared")
+
+
+def test_a_store_that_does_not_answer_is_not_taken_for_an_empty_one(tmp_path, base, monkeypatch):
+    files, _ = remote.store(base, "data.remote")
+    monkeypatch.setattr(type(files), "info", mock.Mock(side_effect=ConnectionError("no route")))
+    monkeypatch.setattr(preparing, "make", lambda *_: pytest.fail("began"))
+    config = text_config([write_txt(tmp_path / "a.txt", DOCUMENTS)], remote=f"{base}/prepared")
+    with pytest.raises(
+        Passing, match=r"data\.remote: .*manifest\.json cannot be reached \(ConnectionError: no route\)"
+    ):
+        prepare(config, tmp_path)
 
 
 def test_a_store_that_cannot_be_written_is_told_before_long_work(tmp_path, monkeypatch):
