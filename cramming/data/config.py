@@ -38,8 +38,8 @@ class DataConfig:
     name: str = "docs"
     # docs: docstrings of the lock file's packages; text: local files; hub: streamed; readymade: streamed token ids.
     source: str = "docs"
-    # Globs, here or at an address (s3://), of .txt, .jsonl and .parquet, each also .xz, .gz and .zst; an empty line ends
-    # a document in .txt.
+    # Globs, here or at an address (s3://), of .txt, .jsonl and .parquet, each also .xz, .gz and .zst; an empty line
+    # ends a document in .txt.
     files: list[str] = field(default_factory=list)
     # Globs of held-out files; empty: documents are held out by their hash (valid_share).
     valid_files: list[str] = field(default_factory=list)
