@@ -32,7 +32,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cramming.checks import at_home
 from cramming.convert.pretrained.config import DistillRoot
-from cramming.door import door, explained, tell
+from cramming.door import door, explained, status_of, tell
 from cramming.errors import Stopped, UserError
 from cramming.glue.root import GlueRoot
 from cramming.images.root import ImagesRoot
@@ -110,7 +110,7 @@ def entry(name: str) -> Callable[[Callable[[Any], None]], Callable[[], None]]:
                 tell(text)
                 # A signal is meant for the whole command; other errors of a multirun's job let the next one run.
                 if isinstance(error, Stopped) or HydraConfig.get().mode != RunMode.MULTIRUN:
-                    sys.exit(2)
+                    sys.exit(status_of(error))
                 raise Told(text) from None
 
         def run() -> None:

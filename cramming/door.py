@@ -1,6 +1,7 @@
 """The door of every command: what went wrong leaves as one line and an exit status. Not where errors are found.
 
-Exit status 2 is a mistake or a machine that the user can mend, 130 Ctrl-C; a traceback means a bug of this project.
+Exit status 2 is a mistake or a machine that the user can mend, 75 that another process does it already, 130 Ctrl-C; a
+traceback means a bug of this project.
 """
 
 import errno
@@ -50,6 +51,11 @@ def explained(error: BaseException) -> str | None:
             mend = MENDS.get(cause.errno, "see what it names")
             return f"{_words(cause)}; {mend}, and run the same command."
     return None
+
+
+def status_of(error: BaseException) -> int:
+    """The exit status of what a user can mend."""
+    return error.status if isinstance(error, UserError) else UserError.status
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -103,7 +109,7 @@ def door() -> Iterator[None]:
         if text is None or os.environ.get("FFF_TRACEBACK"):
             raise
         tell(text)
-        sys.exit(2)
+        sys.exit(status_of(error))
 
 
 def tolerant_streams() -> None:

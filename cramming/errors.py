@@ -5,8 +5,10 @@ class UserError(Exception):
     """A mistake in a configuration, a file or the machine's set-up.
 
     The message is one or two sentences: which key or file is wrong, what was found, and what to do. Scripts print it
-    without a traceback and leave with exit status 2.
+    without a traceback and leave with the exit status.
     """
+
+    status = 2
 
 
 class Stopped(UserError):

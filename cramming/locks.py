@@ -54,6 +54,8 @@ class Holder:
 class Held(UserError):
     """Another process holds the lock that was not to be waited for."""
 
+    status = 75  # EX_TEMPFAIL of sysexits.h: not now
+
 
 def holder(path: Path) -> Holder | None:
     """Who holds a lock now; None where nobody does, or nobody alive."""
@@ -122,7 +124,7 @@ def _beat(path: Path, number: int, ended: threading.Event) -> None:
             if _newest(path) > number:
                 print(f"error: {path} has passed to another process ({holder(path)}), for this one gave no sign of "
                       f"life for {DEAD_AFTER_S:.0f} s; it ends here.", file=sys.stderr, flush=True)  # fmt: skip
-                os._exit(2)  # whatever it wrote from here on would be written over the other's
+                os._exit(Held.status)  # whatever it wrote from here on would be written over the other's
             os.utime(_file(path, number))
 
 

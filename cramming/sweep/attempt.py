@@ -25,8 +25,8 @@ class Attempt:
     threads: int | None
     process: subprocess.Popen | None = field(default=None, repr=False)
 
-    def start(self, *, alone: bool = False) -> subprocess.Popen:
-        """The process. Alone, it hears neither a terminal nor a cluster's warnings, but only who started it."""
+    def start(self, *, unwarned: bool = False) -> subprocess.Popen:
+        """The process. It hears no terminal, but who started it alone; `unwarned` no cluster's warnings either."""
         with open(self.log, "ab") as log:
             return subprocess.Popen(
                 self.command,
@@ -35,13 +35,13 @@ class Attempt:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=os.environ | ({"OMP_NUM_THREADS": str(self.threads)} if self.threads else {}),
-                process_group=0 if alone else None,
-                preexec_fn=deaf if alone else None,
+                process_group=0,
+                preexec_fn=deaf if unwarned else None,
             )
 
     def __call__(self) -> int:
         """Its status; what interrupts the wait ends it after a checkpoint."""
-        self.process = self.start(alone=True)
+        self.process = self.start(unwarned=True)
         try:
             return self.process.wait()
         finally:

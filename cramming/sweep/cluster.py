@@ -52,7 +52,7 @@ class Submitit:
         except Exception as error:  # of many kinds: the job's own, or that it was ended from outside
             return f"job {job.job_id} of submitit: {' '.join(str(error).split())[:200]} (see {job.paths.folder})"
 
-    def stop(self, handles: Collection[Any], told: bool) -> None:
+    def stop(self, handles: Collection[Any]) -> None:
         """Cancel the jobs: each run gets a signal."""
         for job in handles:
             job.cancel(check=False)
@@ -94,7 +94,7 @@ class Ray:
         except self.ray.exceptions.RayError as error:
             return f"a task of ray: {' '.join(str(error).split())[:200]}"
 
-    def stop(self, handles: Collection[Any], told: bool) -> None:
+    def stop(self, handles: Collection[Any]) -> None:
         """Interrupt the tasks, each of which ends its run by a signal; then leave the cluster."""
         for task in handles:
             self.ray.cancel(task)

@@ -16,12 +16,12 @@ import yaml
 from cramming.checks import number
 from cramming.errors import Stopped, UserError
 from cramming.files import write_json
+from cramming.locks import Held
 from cramming.plan import Planned, missing
 from cramming.report.tables import write_report
-from cramming.sweep.launch import NAMES, Launcher, Task
+from cramming.sweep.launch import LIBRARIES, NAMES, Launcher, Task, library
 from cramming.sweep.memory import remember, sweeps_folder
 from cramming.sweep.state import hours, needs, show, tell
-from cramming.train.pretrain import BUSY
 
 POLL_S = 1.0
 MANY = 1 << 20  # runs at a time: a queue knows better
@@ -46,6 +46,8 @@ def check_options(arguments: argparse.Namespace) -> None:
     """Refuse (UserError) what cannot be; from here on a signal ends the runs after a checkpoint."""
     number("--jobs", arguments.jobs, least=1)
     settings_of(arguments)
+    if arguments.launcher in LIBRARIES:
+        library(arguments.launcher)
     for name in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(name, stop)
 
@@ -150,10 +152,10 @@ def outcome(run: Planned, data: str, status: int | str) -> str | None:
     record = run.finished(data)
     if status == 0 and record is not None:
         return f"finished: loss {record['metrics']['valid_loss']:.4f}"
+    if status == Held.status:
+        return None
     lines = [line.strip() for line in run.log.read_text(errors="replace").splitlines() if line.strip()]
     last = lines[-1] if lines else "without a word"
-    if BUSY in last:
-        return None
     error = f"status {status}, {last}" if isinstance(status, int) else status
     when = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     write_json(run.failure_file, {"error": f"{error} (see {run.log})", "host": socket.gethostname(), "when": when})

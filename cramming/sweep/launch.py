@@ -4,6 +4,7 @@ import importlib
 import os
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from cramming.plan import Planned
 from cramming.sweep.attempt import Attempt
 
 SCRIPT = CONFIGS.parent / "scripts" / "pretrain.py"
+POLL_S = 0.1
 Task = tuple[Planned, str]  # and the fingerprint of its data
 Ended = tuple[Planned, str, int | str]  # and its status, or why it has none
 
@@ -30,8 +32,8 @@ class Place(Protocol):
     def ended(self, handles: Collection[Any]) -> list[tuple[Any, int | str]]:
         """Those that have ended, one at least, each with its status or why it has none. Waits."""
 
-    def stop(self, handles: Collection[Any], told: bool) -> None:
-        """End them after a checkpoint each, and wait. A second signal spoils it: `told` says a terminal gave one."""
+    def stop(self, handles: Collection[Any]) -> None:
+        """End them after a checkpoint each, and wait."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,6 @@ def side_by_side(tasks: Sequence[Task], jobs: int, place: Place, begun: Callable
     """Keep so many running in a place."""
     queue = deque(tasks)
     running: dict[Any, Task] = {}
-    told = False
     try:
         while queue or running:
             while queue and len(running) < jobs:
@@ -77,11 +78,8 @@ def side_by_side(tasks: Sequence[Task], jobs: int, place: Place, begun: Callable
                     begun(run)
             for handle, status in place.ended(running) if running else []:
                 yield (*running.pop(handle), status)
-    except KeyboardInterrupt:
-        told = True
-        raise
     finally:
-        place.stop(running, told)
+        place.stop(running)
 
 
 def due(run: Planned, data: str) -> bool:
@@ -113,13 +111,14 @@ class Here:
         return start(run, self.threads)
 
     def ended(self, handles: Collection[Any]) -> list[tuple[Any, int | str]]:
-        """Wait for any child, for one that the system gave us may be among them."""
-        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
-        return [(each, each.returncode) for each in handles if each.poll() is not None]
+        """Look ten times a second: other children, that the system gave us or a library started, do not count."""
+        while not (found := [(each, each.returncode) for each in handles if each.poll() is not None]):
+            time.sleep(POLL_S)
+        return found
 
-    def stop(self, handles: Collection[Any], told: bool) -> None:
-        """SIGTERM; a terminal has told all of its processes."""
-        for process in () if told else handles:
+    def stop(self, handles: Collection[Any]) -> None:
+        """SIGTERM."""
+        for process in handles:
             process.terminate()
         for process in handles:
             process.wait()
@@ -129,13 +128,15 @@ def by_joblib(tasks: Sequence[Task], launcher: Launcher, begun: Callable[[Planne
     """A thread of joblib's for each that runs at a time, which waits for the run's process."""
     from joblib import Parallel, delayed  # scikit-learn brings it
 
-    place, leaving, running, told = Here(launcher), threading.Event(), set(), False
+    place, running = Here(launcher), set()
+    leaving, gate = threading.Event(), threading.Lock()
 
     def one(run: Planned, data: str) -> Ended | None:
-        if leaving.is_set() or not due(run, data):
-            return None
-        process = place.submit(run)
-        running.add(process)
+        with gate:
+            if leaving.is_set() or not due(run, data):
+                return None
+            process = place.submit(run)
+            running.add(process)
         begun(run)
         status = process.wait()
         running.discard(process)
@@ -144,12 +145,10 @@ def by_joblib(tasks: Sequence[Task], launcher: Launcher, begun: Callable[[Planne
     threads = Parallel(n_jobs=launcher.jobs, prefer="threads", return_as="generator_unordered")
     try:
         yield from filter(None, threads(delayed(one)(*task) for task in tasks))
-    except KeyboardInterrupt:
-        told = True
-        raise
     finally:
-        leaving.set()
-        place.stop(list(running), told)
+        with gate:
+            leaving.set()
+        place.stop(list(running))
 
 
 def library(name: str) -> ModuleType:
@@ -172,3 +171,4 @@ PLACES: dict[str, Callable[[Launcher], Place]] = {
     "ray": _place("cluster", "Ray"),
 }
 NAMES = (*PLACES, "joblib")
+LIBRARIES = ("submitit", "ray")  # that come with an extra of the launcher's name

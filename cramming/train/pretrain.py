@@ -26,8 +26,6 @@ from cramming.train.run import Run, RunFolder
 from cramming.train.tracking import check_wandb
 from cramming.values import flat
 
-BUSY = "is being trained by another process"  # how a run's log ends where somebody else trains it
-
 
 def pretrain(root: PretrainRoot, prepared: Path | None = None) -> Path:
     """Run, continue or recognise as finished the pretraining that the configuration names; returns its folder.
@@ -77,7 +75,7 @@ def run_in(world: World, root: PretrainRoot, folder: RunFolder, prepared: Path |
     if world.main:
         check_writable(Path(root.results_dir) / "runs", "results_dir")
         check_writable(Path(root.output_dir) / "runs", "output_dir")
-    busy = f"{folder.path} {BUSY}; wait for it, or change the seed or the configuration."
+    busy = f"{folder.path} is being trained by another process; wait for it, or change the seed or the configuration."
     with locked(folder.lock, wait=False, busy=busy) if world.main else contextlib.nullcontext():
         if not trained and world.tell(folder.record.exists()):  # somebody ended it since we looked
             return

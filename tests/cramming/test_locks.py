@@ -144,7 +144,7 @@ def test_a_holder_that_was_followed_ends_before_it_writes_more(
     pid = child(holding(path))
     until_held(path)
     strange(path, 2, age=0)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 2
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == Held.status
     assert "has passed to another process (gpu7, process 4242" in capfd.readouterr().err
     assert str(holder(path)).startswith("gpu7")
 

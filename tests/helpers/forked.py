@@ -4,9 +4,11 @@ A command in a Python of its own imports its libraries for longer than a tiny ru
 files and waits for its own children like any other process.
 """
 
+import contextlib
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +28,7 @@ class Forked:
         log.parent.mkdir(parents=True, exist_ok=True)
         sys.stdout.flush()
         self.returncode: int | None = None
+        self.reaping = threading.Lock()  # a thread may wait for it while another one asks
         self.pid = os.fork()
         if self.pid == 0:
             status = 1
@@ -53,16 +56,18 @@ class Forked:
 
     def poll(self) -> int | None:
         """Its status, or None."""
-        if self.returncode is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
-        return self.returncode
+        with self.reaping:
+            if self.returncode is None:
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
+                self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+            return self.returncode
 
     def wait(self) -> int:
         """Its status, when it has ended."""
-        if self.returncode is None:
-            self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-        return self.returncode
+        while (status := self.poll()) is None:
+            with contextlib.suppress(ChildProcessError):  # another thread was faster
+                os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+        return status
 
     def terminate(self) -> None:
         """SIGTERM, unless it has ended."""
