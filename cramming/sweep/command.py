@@ -109,6 +109,7 @@ def complete(runs: Sequence[Planned], arguments: argparse.Namespace, threads: in
     tell("hours", hours(runs, left, launcher.jobs))
     try:
         settle(todo, launcher)
+        (Path(root.results_dir) / "runs").mkdir(parents=True, exist_ok=True)  # where no run got so far
         written = write_report(Path(root.results_dir))
         tell("written", f"{written[0].parent} and figures, {len(written)} files")
     finally:

@@ -5,6 +5,7 @@ import os
 import sys
 import threading
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -143,12 +144,16 @@ def by_joblib(tasks: Sequence[Task], launcher: Launcher, begun: Callable[[Planne
         return run, data, status
 
     threads = Parallel(n_jobs=launcher.jobs, prefer="threads", return_as="generator_unordered")
+    results = threads(delayed(one)(*task) for task in tasks)
     try:
-        yield from filter(None, threads(delayed(one)(*task) for task in tasks))
+        yield from filter(None, results)
     finally:
         with gate:
             leaving.set()
         place.stop(list(running))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that tasks were cancelled
+            results.close()
 
 
 def library(name: str) -> ModuleType:

@@ -16,13 +16,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from cramming.plan import Planned
-from cramming.sweep import launch
+from cramming.sweep.attempt import Attempt
 from tests.helpers.commands import inline
 
 
 class Forked:
-    """scripts/<script>.py in a child, with what `cramming.sweep.launch` uses of a Popen; a log gets what it printed."""
+    """scripts/<script>.py in a child, with what a sweep uses of a Popen; a log gets what it printed."""
 
     def __init__(self, script: str, arguments: Sequence[str], log: Path, *, session: bool = False) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -77,11 +76,11 @@ class Forked:
 
 @pytest.fixture
 def forks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let `cramming.sweep.launch` start its runs so."""
+    """Let a sweep of this process start its runs so."""
     if torch.cuda.is_initialized():
         pytest.skip("a process that has used CUDA cannot be forked")
 
-    def start(run: Planned, threads: int | None) -> Forked:
-        return Forked("pretrain", run.overrides, run.log)
+    def start(attempt: Attempt) -> Forked:
+        return Forked("pretrain", attempt.command[2:], Path(attempt.log))
 
-    monkeypatch.setattr(launch, "start", start)
+    monkeypatch.setattr(Attempt, "start", start)
