@@ -19,8 +19,9 @@ from cramming.train.checkpoint import Checkpoints
 from cramming.train.config import TrainConfig, WandbConfig
 from cramming.train.pretrain import pretrain
 from cramming.train.tracking import check_wandb
-from tests.helpers.process import history_of, run_tiny
+from tests.helpers.process import history_of
 from tests.helpers.tiny import tiny_root
+from tests.helpers.tiny_runs import run_tiny, start_tiny
 
 
 def model_file(folder: Path) -> Path:
@@ -41,7 +42,7 @@ def test_a_killed_run_goes_on_bit_for_bit(whole: Path, tmp_path: Path) -> None:
     assert killed.returncode == -signal.SIGKILL
     assert not list(tmp_path.glob("results/runs/*.json"))
     assert len(history_of(tmp_path)) == 8  # the last checkpoint is of step 6: two rows will be written again
-    done = run_tiny(tmp_path)
+    done = start_tiny(tmp_path)
     assert done.returncode == 0, done.stderr
     assert "continues at step 6" in done.stdout
     assert history_of(tmp_path) == history_of(whole)

@@ -12,9 +12,9 @@ from cramming.train.history import read_history
 from cramming.train.pretrain import pretrain
 from cramming.train.root import PretrainRoot
 from tests.helpers.composed import composed
-from tests.helpers.process import run_tiny
 from tests.helpers.repeated import loaded_with_the_layers_alone, stopped_and_continued, weights
 from tests.helpers.tiny import tiny_root
+from tests.helpers.tiny_runs import run_tiny
 
 REPAIRS = {
     "rebalanced": ["ffn.rebalance_rate=0.01"],

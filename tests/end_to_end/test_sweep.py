@@ -9,21 +9,8 @@ import pytest
 
 from cramming.plan import points
 from tests.helpers.commands import ROOT, inline
-from tests.helpers.data import make_documents, write_txt
 from tests.helpers.forked import forks  # noqa: F401, a fixture
-
-TINY = (
-    "data=text data.name=tiny data.vocab_size=200 data.seq_len=16 data.valid_share=0.2 data.examples=[] data.workers=1 "
-    "model.hidden_size=16 model.layers=1 model.heads=2 train.budget_tokens=2000 train.batch=8 train.microbatch=8 "
-    "train.valid_sequences=8 train.validations=1 train.checkpoints=1 wandb=off"
-)
-
-
-def folders(home: Path) -> list[str]:
-    text = home / "text.txt"
-    if not text.exists():
-        write_txt(text, make_documents(120))
-    return [f"data.files=[{text}]", f"output_dir={home}/outputs", f"results_dir={home}/results"]
+from tests.helpers.swept import TINY, folders
 
 
 def made(line: str) -> list[str]:

@@ -43,6 +43,8 @@ def free_port() -> int:
 def several(work: Callable[..., Any], folder: Path, *arguments: Any, size: int = 2, **environment: str) -> list[Ended]:
     """`work(*arguments)` in each of the processes, behind a command's door; all have ended when this returns.
 
+    One alone is not told of any others.
+
     Args:
         folder: for what they print and return.
         arguments: callables among them are called with the rank first, for what differs between processes.
@@ -75,8 +77,10 @@ def _child(
     launch._kept.clear()
     for name in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(name, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background has it ignored
     own = f"RANK_{rank}_"
-    os.environ.update({"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(size), **variables})
+    if size > 1:
+        os.environ.update({"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(size), **variables})
     os.environ.update({name.removeprefix(own): value for name, value in variables.items() if name.startswith(own)})
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     status = 1

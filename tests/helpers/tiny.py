@@ -86,9 +86,9 @@ def send(signals: list[str], place: str, rank: int) -> None:
         loop.Trainer.step = step  # type: ignore[method-assign]
 
 
-def main() -> None:
-    """Run as a script."""
-    folder, pairs = Path(sys.argv[1]), dict(pair.split("=") for pair in sys.argv[2:])
+def run(words: list[str]) -> None:
+    """The run of a folder, then settings and what is sent: KEY=JSON, ffn.KEY=JSON, wandb=MODE, send=SIGNALS@PLACE."""
+    folder, pairs = Path(words[0]), dict(pair.split("=") for pair in words[1:])
     if "send" in pairs:
         signals, place = pairs.pop("send").split("@")
         send(signals.split("+"), place, int(pairs.pop("rank", "0")))
@@ -101,4 +101,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     with door():
-        main()
+        run(sys.argv[1:])

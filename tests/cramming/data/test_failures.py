@@ -4,6 +4,7 @@ import gzip
 import json
 import multiprocessing
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -13,11 +14,14 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
+from hydra.core.global_hydra import GlobalHydra
 
-from cramming.data import workers, writer
+from cramming.data import corpus as corpora
+from cramming.data import encode, workers, writer
 from cramming.data.prepare import prepare
 from cramming.data.shards import PreparedData, open_prepared
 from cramming.errors import UserError
+from tests.helpers.commands import ROOT
 from tests.helpers.data import make_documents, text_config, write_txt
 
 
@@ -194,11 +198,37 @@ def test_a_file_in_the_place_of_the_result_stays(tmp_path, corpus, data):
     assert (tmp_path / "data" / data.folder.name).read_text() == "mine"
 
 
-@pytest.mark.parametrize(("after", "workers"), [(b"tokenizer", 1), (b"half", 1), (b"half", 2)])
+def interrupted(after: str, waits: int, arguments: list[str]) -> None:
+    """scripts/prepare.py, which tells by a pipe when it is there, and then waits for Ctrl-C."""
+
+    def waiting(name: str, function):
+        def call(*arguments):
+            for number, item in enumerate(function(*arguments)):
+                yield item
+                if number == 3:
+                    os.write(waits, name.encode())
+                    time.sleep(60)
+
+        return call
+
+    encode.CHUNK_CHARACTERS = 3000
+    if after == "half":
+        corpora.chunks = waiting("half", encode.chunks)
+    else:
+        encode.train_tokenizer = lambda texts, *_: list(waiting("tokenizer", iter)(texts))
+    os.dup2(os.open(arguments[0], os.O_WRONLY | os.O_CREAT), 2)
+    sys.stderr = os.fdopen(2, "w", buffering=1)
+    sys.argv = ["scripts/prepare.py", *arguments[1:]]
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # as the script leaves it
+    GlobalHydra.instance().clear()
+    runpy.run_path(str(ROOT / "scripts" / "prepare.py"), run_name="__main__")
+
+
+@pytest.mark.parametrize(("after", "workers"), [("tokenizer", 1), ("half", 1), ("half", 2)])
 def test_ctrl_c_ends_the_command_in_one_line(tmp_path, corpus, after, workers):
     """The real command, interrupted while it reads for the tokenizer and while it encodes."""
-    code = COMMAND.format(tests=str(Path(__file__).parents[3]))
     arguments = [
+        str(tmp_path / "told"),
         "data=text",
         f"data.files=[{corpus}]",
         "data.vocab_size=200",
@@ -206,45 +236,22 @@ def test_ctrl_c_ends_the_command_in_one_line(tmp_path, corpus, after, workers):
         "data.valid_share=0.1",
     ]
     arguments += [f"data.workers={workers}", f"output_dir={tmp_path / 'out'}", "wandb=off"]
-    command = [sys.executable, "-c", code, after.decode(), *arguments]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
-        assert child.stdout is not None
-        assert child.stdout.readline() == after + b"\n"
+    read, write = os.pipe()
+    child = multiprocessing.get_context("fork").Process(target=interrupted, args=(after, write, arguments))
+    child.start()
+    os.close(write)
+    with os.fdopen(read, "rb") as pipe:
+        assert pipe.read(len(after)) == after.encode()
         processes = children_of(child.pid)
-        child.send_signal(signal.SIGINT)
-        _, told = child.communicate(timeout=60)
-    assert child.returncode == 130
-    assert b"Traceback" not in told
-    assert told.decode().splitlines()[-1] == "stopped by Ctrl-C"
+        os.kill(child.pid, signal.SIGINT)
+        assert not pipe.read()  # to the end of all who hold it: of the workers too
+    child.join(60)
+    told = (tmp_path / "told").read_text()
+    assert child.exitcode == 130
+    assert "Traceback" not in told
+    assert told.splitlines()[-1] == "stopped by Ctrl-C"
     assert not any(is_alive(pid) for pid in processes)
     assert not list((tmp_path / "out" / "data").glob("text-*"))
-
-
-COMMAND = """
-import signal
-import sys
-import time
-sys.path.insert(0, {tests!r})
-from cramming.data import corpus, encode
-after = sys.argv.pop(1)
-def waiting(name, function):
-    def call(*arguments):
-        for number, item in enumerate(function(*arguments)):
-            yield item
-            if number == 3:
-                print(name, flush=True)
-                time.sleep(60)
-    return call
-encode.CHUNK_CHARACTERS = 3000
-if after == "half":
-    corpus.chunks = waiting("half", encode.chunks)
-else:
-    encode.train_tokenizer = lambda texts, *_: list(waiting("tokenizer", iter)(texts))
-from scripts.prepare import main
-sys.argv[0] = "scripts/prepare.py"
-signal.signal(signal.SIGINT, signal.SIG_DFL)  # as the script leaves it
-main()
-"""
 
 
 @pytest.mark.parametrize(
