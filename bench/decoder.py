@@ -79,7 +79,7 @@ def in_type(model: LlamaForCausalLM, dtype: str) -> LlamaForCausalLM:
     if dtype not in (INT8, INT8_BY_TORCH):
         return made.to(getattr(torch, dtype))
     if dtype == INT8 and unusable() is None:
-        optimise_for_cpu(made)
+        optimise_for_cpu(made, linears="int8")
         return made
     return by_torch(made)
 

@@ -1,4 +1,4 @@
-"""A trained model made fast on a CPU in one call: int8 linears, int8 or bfloat16 trees. Not how they compute (layers).
+"""A trained model made fast on a CPU in one call, by bfloat16 or int8 linears and trees. Not how they compute (layers).
 
     model = AutoModel.from_pretrained(folder).eval()
     print(optimise_for_cpu(model))
@@ -15,14 +15,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from fff.inside import narrow
 from fff.layers.base import Hardenable
+from fff.layers.bfloat16_linear import Bfloat16Linear, has_tiles
 from fff.layers.int8_linear import Int8Linear, unusable
 from fff.layers.path import PathFFF
 from fff.layers.quantised import QuantisedPath
 from fff.store import StoredPath
 from fff.surgery.replace import leave_fused_path
 
-LINEARS = ("int8", "keep")
+LINEARS = ("auto", "int8", "bfloat16", "keep")
 TREES = ("int8", "bfloat16", "keep")
 DTYPES = (torch.float32, torch.bfloat16)
 LEAST = 2**14  # weights of a linear; smaller ones, classifiers and routers, gain nothing
@@ -41,7 +43,8 @@ class InBfloat16(nn.Module):
         return self.layer(x.to(torch.bfloat16)).to(x.dtype)
 
 
-OURS = (QuantisedPath, Int8Linear, InBfloat16)
+OURS = (QuantisedPath, Int8Linear, InBfloat16, Bfloat16Linear)
+ALREADY = "it is bfloat16 already"
 
 
 @dataclass(frozen=True)
@@ -85,25 +88,28 @@ class Optimised:
 
 
 def optimise_for_cpu(
-    model: nn.Module, *, linears: str = "int8", trees: str = "int8", keep: Iterable[str] = (), least: int = LEAST
+    model: nn.Module, *, linears: str = "auto", trees: str = "int8", keep: Iterable[str] = (), least: int = LEAST
 ) -> Optimised:
     """Make a model fast for inference on this CPU, in place; its parameters are frozen.
 
     It may be anybody's model: every `torch.nn.Linear` that its module calls, and every PathFFF. The model may be
-    float32 or bfloat16 and stays so around what is changed. On processors with bfloat16 products a bfloat16 model with
-    int8 trees may be faster still with large batches: `scripts/bench.py --opponents` tells.
+    float32 or bfloat16, and goes on taking and giving that.
 
     Args:
-        linears: "int8" (each row and each token with a scale of its own), or "keep".
+        linears: "auto": what is fastest on this processor (`fastest_linears`). "int8": each row and each token has a
+            scale of its own, and what lies between linears is as it was. "bfloat16": the whole model computes in that,
+            except norms' weights; a float32 one still takes and gives float32, and so does each transformers model in
+            it, while modules deeper inside give bfloat16. Code that bfloat16 has no operation for (Fourier transforms)
+            asks for another choice. "keep": they stay.
         trees: "int8" (PathFFF alone), "bfloat16" (PathFFF and LeafFFF), or "keep".
         keep: globs of paths of modules that stay as they are, e.g. ("*.classifier", "lm_head").
-        least: weights of a linear that is changed; smaller ones gain nothing.
+        least: weights of a linear that is changed to int8; smaller ones gain nothing.
 
     Raises:
         ValueError: the model is in training mode or has gradients, is not on a CPU, has weights of another type than
             float32 and bfloat16 or is quantised already, there is nothing to change, or an unknown choice. The model is
             then as it was.
-        RuntimeError: torch's int8 products are not there or not exact on this processor.
+        RuntimeError: linears="int8", and torch's int8 products are not there or not exact on this processor.
     """
     for name, value, allowed in (("linears", linears, LINEARS), ("trees", trees, TREES)):
         if value not in allowed:
@@ -111,12 +117,13 @@ def optimise_for_cpu(
     refuse(model)
     if linears == "int8" and (reason := unusable()):
         raise RuntimeError(reason)
+    linears = fastest_linears() if linears == "auto" else linears
     before, patterns = size(model), tuple([keep] if isinstance(keep, str) else keep)
     made: dict[nn.Module, nn.Module] = {}
-    changed: list[Changed] = []
+    changed: list[tuple[str, nn.Module, str, int]] = []
     left: list[tuple[str, str]] = []
     for path, module, make in candidates(model, linears, trees, least):
-        if any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns):
+        if matches(path, patterns):
             left.append((path, "it was asked to stay"))
         elif isinstance(make, str):
             left.append((path, make))
@@ -125,14 +132,35 @@ def optimise_for_cpu(
                 made[module] = make(module)
             except ValueError as error:
                 raise ValueError(f"{path}: {error}") from None
-            new = made[module]
-            changed.append(Changed(path, title(module), title(new), size(module), size(new)))
-    if not changed:
+            changed.append((path, made[module], title(module), size(module)))
+    if not changed and not any(reason == ALREADY for _, reason in left):
         reasons = "; ".join(f"{path}: {reason}" for path, reason in left[:3])
         raise ValueError(f"the model has no linear and no tree to change{f' ({reasons})' if reasons else ''}")
     put(model, made)
+    if linears == "bfloat16":
+        whole = model.named_modules()
+        narrow(model, [module for path, module in whole if path and stays(path, module, patterns, trees)])
     model.requires_grad_(False)
-    return Optimised(tuple(changed), tuple(left), before, size(model))
+    told = tuple(Changed(path, was, title(new), held, size(new)) for path, new, was, held in changed)
+    return Optimised(told, tuple(left), before, size(model))
+
+
+def fastest_linears() -> str:
+    """What `linears="auto"` is on this processor: "bfloat16" where it has tiles for it, else "int8", else "keep"."""
+    if has_tiles():
+        return "bfloat16"
+    return "keep" if unusable() else "int8"
+
+
+def matches(path: str, patterns: tuple[str, ...]) -> bool:
+    """Whether a module's path is one of those that stay."""
+    return any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
+
+
+def stays(path: str, module: nn.Module, patterns: tuple[str, ...], trees: str) -> bool:
+    """Whether a module is float32 in a bfloat16 model."""
+    tree = isinstance(module, StoredPath) or (trees == "keep" and isinstance(module, Hardenable))
+    return tree or matches(path, patterns)
 
 
 def refuse(model: nn.Module) -> None:
@@ -165,26 +193,28 @@ def candidates(model: nn.Module, linears: str, trees: str, least: int) -> Iterat
     """Path, module and what makes its successor, or the reason for which it stays; each module once."""
     for path, module in model.named_modules():
         if isinstance(module, Hardenable) and trees != "keep":
-            yield path, module, tree_maker(module, trees)
+            yield path, module, tree_maker(module, trees, linears)
         elif isinstance(module, nn.Linear) and linears == "int8":
-            yield path, module, linear_maker(module, least)
+            yield path, module, int8_maker(module, least)
+        elif isinstance(module, nn.Linear) and linears == "bfloat16":
+            yield path, module, bfloat16_maker(module)
 
 
-def tree_maker(layer: Hardenable, trees: str) -> Make | str:
+def tree_maker(layer: Hardenable, trees: str, linears: str) -> Make | str:
     """What makes a tree's successor, or why there is none."""
     if layer.evaluation_form != "hard":
         return "it is in its soft form, which computes all nodes"
     if isinstance(layer, StoredPath):
         return "its rows stay on the disk"
-    if trees == "bfloat16":
-        return InBfloat16 if layer.w_in.dtype != torch.bfloat16 else "it is bfloat16 already"
-    if isinstance(layer, PathFFF):
+    if trees == "int8" and isinstance(layer, PathFFF):
         return QuantisedPath.from_float
+    if trees == "bfloat16" or linears == "bfloat16":
+        return InBfloat16 if layer.w_in.dtype != torch.bfloat16 else ALREADY
     return f"{type(layer).__name__} has no int8 form"
 
 
-def linear_maker(linear: nn.Linear, least: int) -> Make | str:
-    """What makes a linear's successor, or why there is none."""
+def int8_maker(linear: nn.Linear, least: int) -> Make | str:
+    """What makes a linear's int8 successor, or why there is none."""
     if type(linear) is not nn.Linear:  # torch's attention reads its own kind's weight past its forward
         return f"{type(linear).__name__} may be more than a linear"
     if linear.weight.numel() < least:
@@ -192,6 +222,17 @@ def linear_maker(linear: nn.Linear, least: int) -> Make | str:
     if linear._forward_hooks or linear._forward_pre_hooks:
         return "it has hooks"
     return Int8Linear
+
+
+def bfloat16_maker(linear: nn.Linear) -> Make | str:
+    """The same in bfloat16; one that stays a plain linear is bfloat16 all the same, as the whole model is."""
+    if linear.weight.dtype == torch.bfloat16:
+        return ALREADY
+    if type(linear) is not nn.Linear:
+        return f"{type(linear).__name__} is converted as it is"
+    if linear._forward_hooks or linear._forward_pre_hooks:
+        return "it has hooks, and is converted as it is"
+    return Bfloat16Linear
 
 
 def put(model: nn.Module, made: dict[nn.Module, nn.Module]) -> None:

@@ -19,7 +19,7 @@ FLOORS = {
         ("fff.layers", "fff.rivals"),
         ("fff",),  # the package's own page
         ("fff.feedforward", "fff.halving", "fff.hardening", "fff.testing"),
-        ("fff.usage", "fff.regions"),
+        ("fff.usage", "fff.regions", "fff.inside"),
         ("fff.surgery", "fff.export", "fff.store"),
         ("fff.optimise",),
     ),

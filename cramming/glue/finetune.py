@@ -182,7 +182,7 @@ def scored(config: GlueConfig, model: torch.nn.Module) -> torch.nn.Module:
     if config.optimise is None:
         return model
     optimised = copy.deepcopy(model).eval()
-    optimise_for_cpu(optimised, trees=config.optimise)
+    optimise_for_cpu(optimised, linears="int8", trees=config.optimise)
     return optimised
 
 

@@ -44,7 +44,7 @@ def load_encoder(path: Path, max_length: int | None = None, int8: bool = False) 
     model = model.float().eval()
     if int8:
         try:
-            optimise_for_cpu(model)
+            optimise_for_cpu(model, linears="int8")
         except (ValueError, RuntimeError) as error:
             raise UserError(f"{path} cannot be used in int8 ({first_line(error)}); use it as it is.") from error
     return SentenceEncoder(

@@ -295,7 +295,7 @@ def test_packed_weights_are_named_and_int8_trees_beside_float_linears_written() 
         pytest.skip(reason)
     model, x = nn.Sequential(nn.Linear(128, 128), PathFFF(128, 128, 3)).eval(), torch.randn(4, 128)
     optimised = copy.deepcopy(model)
-    optimise_for_cpu(optimised)
+    optimise_for_cpu(optimised, linears="int8")
     with pytest.raises(RuntimeError, match=r"Sequential cannot be exported: 0 is an Int8Linear, .*linears='keep'"):
         export.program(optimised, x)
     optimise_for_cpu(model, linears="keep")

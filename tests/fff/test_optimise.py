@@ -119,7 +119,7 @@ def test_products_that_are_not_exact_are_refused(model: Small, monkeypatch: pyte
     unusable.cache_clear()
     try:
         with pytest.raises(RuntimeError, match="not exact on this processor; leave the linears"):
-            optimise_for_cpu(model)
+            optimise_for_cpu(model, linears="int8")
         assert isinstance(model.mix, nn.Linear)
         assert optimise_for_cpu(model, linears="keep").changed
     finally:
@@ -129,7 +129,7 @@ def test_products_that_are_not_exact_are_refused(model: Small, monkeypatch: pyte
 def test_what_became_of_what_is_told(model: Small) -> None:
     ids = torch.randint(0, 300, (4, 9))
     expected = model(ids)
-    report = optimise_for_cpu(model)
+    report = optimise_for_cpu(model, linears="int8")
     assert [(each.path, each.was, each.now) for each in report.changed] == [
         ("mix", "Linear float32", "Int8Linear int8"),
         ("path", "PathFFF float32", "QuantisedPath int8"),
@@ -162,12 +162,12 @@ def test_trees_may_be_bfloat16_or_stay(model: Small) -> None:
     half = copy.deepcopy(kept.path).bfloat16()
     assert torch.equal(model.path(x), half(x.bfloat16()).float())
     assert kept.path.w_in.dtype == torch.float32
-    assert {each.path for each in optimise_for_cpu(kept, trees="keep", keep="dec*").changed} == {"mix"}
+    assert {each.path for each in optimise_for_cpu(kept, linears="int8", trees="keep", keep="dec*").changed} == {"mix"}
 
 
 def test_a_bfloat16_model_stays_one(model: Small) -> None:
     ids = torch.randint(0, 300, (4, 9))
-    report = optimise_for_cpu(model.bfloat16())
+    report = optimise_for_cpu(model.bfloat16(), linears="int8")
     assert {each.path for each in report.changed} == {"mix", "path", "decoder"}
     assert model(ids)[0].dtype == torch.bfloat16
     for layer in (model.mix, model.path):
@@ -177,7 +177,7 @@ def test_a_bfloat16_model_stays_one(model: Small) -> None:
 def test_layers_that_are_shared_stay_shared() -> None:
     shared = nn.Linear(128, 128)
     model = nn.Sequential(shared, nn.GELU(), shared, PathFFF(128, 128, 3)).eval()
-    report = optimise_for_cpu(model)
+    report = optimise_for_cpu(model, linears="int8")
     assert len(report.changed) == 2
     assert model[0] is model[2]
 
@@ -191,7 +191,7 @@ def test_layers_that_are_shared_stay_shared() -> None:
         (lambda m: m.half(), "is torch.float16; give a model of plain float32 or bfloat16"),
         (lambda m: m.mix.double(), "mix .*is torch.float64"),
         (lambda m: m.to("meta"), "is on meta; move the model to the CPU"),
-        (lambda m: optimise_for_cpu(m), "mix .Int8Linear. is quantised already"),
+        (lambda m: optimise_for_cpu(m, linears="int8"), "mix .Int8Linear. is quantised already"),
         (lambda m: optimise_for_cpu(m, linears="keep"), "path .QuantisedPath. is quantised already"),
         (lambda m: optimise_for_cpu(m, linears="keep", trees="bfloat16"), "InBfloat16. is quantised already"),
         (lambda m: m.path.w_out.data[0, 3, 7].fill_(torch.inf), "path: w_out holds values that are not finite"),
@@ -204,25 +204,26 @@ def test_what_cannot_be_optimised_is_refused_as_a_whole(
     change(model)
     before = dict(model.named_modules())
     with pytest.raises(ValueError, match=words):
-        optimise_for_cpu(model)
+        optimise_for_cpu(model, linears="int8")
     assert dict(model.named_modules()) == before
 
 
 def test_wrong_choices_and_empty_models_are_named(model: Small) -> None:
     with pytest.raises(ValueError, match="trees='int4' is unknown; allowed: int8, bfloat16, keep"):
         optimise_for_cpu(model, trees="int4")
-    with pytest.raises(ValueError, match="linears='bfloat16' is unknown"):
-        optimise_for_cpu(model, linears="bfloat16")
+    with pytest.raises(ValueError, match="linears='float16' is unknown"):
+        optimise_for_cpu(model, linears="float16")
     for nothing, words in (
         (nn.Sequential(nn.Linear(4, 4)), r"no linear and no tree to change \(0: it is small\)"),
         (nn.Linear(256, 256), "a Linear cannot be replaced in itself"),
         (PathFFF(256, 256, 2), "a PathFFF cannot be replaced in itself"),
     ):
         with pytest.raises(ValueError, match=words):
-            optimise_for_cpu(nothing.eval())
+            optimise_for_cpu(nothing.eval(), linears="int8")
     set_hardening(model, form="soft")
     with soft_evaluation(model):
-        assert dict(optimise_for_cpu(copy.deepcopy(model)).left)["path"].startswith("it is in its soft form")
+        told = optimise_for_cpu(copy.deepcopy(model), linears="int8")
+        assert dict(told.left)["path"].startswith("it is in its soft form")
     assert LEAST > 128 * 2
 
 
@@ -231,7 +232,7 @@ def test_quantised_models_of_others_are_refused() -> None:
 
     theirs = quantize_dynamic(nn.Sequential(nn.Linear(256, 256)), {nn.Linear}).eval()
     with pytest.raises(ValueError, match="is quantised already"):
-        optimise_for_cpu(theirs)
+        optimise_for_cpu(theirs, linears="int8")
 
 
 def test_torchs_own_encoder_leaves_the_kernel_that_reads_weights() -> None:
@@ -241,7 +242,7 @@ def test_torchs_own_encoder_leaves_the_kernel_that_reads_weights() -> None:
     x, mask = torch.randn(3, 7, 128), torch.arange(7)[None] >= torch.tensor([[7], [5], [2]])
     with torch.no_grad():
         expected = model(x, src_key_padding_mask=mask)
-        report = optimise_for_cpu(model)
+        report = optimise_for_cpu(model, linears="int8")
         found = model(x, src_key_padding_mask=mask)
     assert dict(report.left)["layers.0.self_attn.out_proj"].startswith("NonDynamicallyQuantizableLinear")
     assert len(report.changed) == 4
@@ -259,7 +260,7 @@ def test_a_model_after_surgery_is_optimised() -> None:
     ids = torch.randint(0, 99, (3, 11))
     with torch.no_grad():
         expected = model(input_ids=ids).last_hidden_state
-        report = optimise_for_cpu(model)
+        report = optimise_for_cpu(model, linears="int8")
         found = model(input_ids=ids).last_hidden_state
     assert sorted({each.was for each in report.changed}) == ["Linear float32", "PathFFF float32"]
     assert sum(each.was.startswith("Path") for each in report.changed) == 2
@@ -273,6 +274,6 @@ def test_trees_with_neurons_beside_them_are_optimised() -> None:
     model = nn.Sequential(layer).eval()
     x = torch.randn(64, 128)
     with torch.no_grad():
-        expected, report = model(x), optimise_for_cpu(model)
+        expected, report = model(x), optimise_for_cpu(model, linears="int8")
         assert {each.was for each in report.changed} == {"Linear float32", "PathFFF float32"}
         assert torch.nn.functional.cosine_similarity(model(x).flatten(), expected.flatten(), dim=0) > 0.99

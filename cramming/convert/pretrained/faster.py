@@ -25,7 +25,7 @@ def in_use(model: Any, rest: str) -> Any:
     if rest == "float32":
         return made
     if unusable() is None:
-        optimise_for_cpu(made, least=1)
+        optimise_for_cpu(made, linears="int8", least=1)
         return made
     return by_torch(made)
 

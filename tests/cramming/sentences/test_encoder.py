@@ -59,7 +59,7 @@ def test_in_int8_the_model_is_the_optimised_one_and_no_folder_is_written(kind: s
     assert plain.identity != fast.identity
     vectors, exact = fast.encode(TEXTS), plain.encode(TEXTS)
     assert not np.array_equal(vectors, exact)
-    optimise_for_cpu(plain.model)
+    optimise_for_cpu(plain.model, linears="int8")
     np.testing.assert_array_equal(vectors, plain.encode(TEXTS))
     with pytest.raises(UserError, match="cannot hold a model in int8"):
         write_sentence_model(fast, tmp_path / "written")
