@@ -39,6 +39,8 @@ FORMS = {
     "int8 trees": ("keep", "int8"),
     "int8 linears, bfloat16 trees": ("int8", "bfloat16"),
     "int8 linears, int8 trees": ("int8", "int8"),
+    "bfloat16 throughout": ("bfloat16", "bfloat16"),
+    "bfloat16, int8 trees": ("bfloat16", "int8"),
 }
 HEADER = ("form", "MLM loss", "more than float32", "cosine: mean", "least", "leaves changed", "leaves changed, alone")
 Routes = dict[str, Tensor]  # of each layer of trees, nodes (N, T, L)

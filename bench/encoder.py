@@ -25,14 +25,19 @@ from fff.kernels import choose
 FEEDFORWARDS: dict[str, dict[str, Any]] = {
     "dense 3072": {"kind": "dense", "width": 3072, "activation": "gelu"},
     "dense 1536": {"kind": "dense", "width": 1536, "activation": "gelu"},  # MiniLM's, which is 384 wide
+    "dense 256": {"kind": "dense", "width": 256, "activation": "gelu"},  # what trees are worth: opponents.py
+    "dense 128": {"kind": "dense", "width": 128, "activation": "gelu"},
+    "dense 16": {"kind": "dense", "width": 16, "activation": "gelu"},
     "dense 4095": {"kind": "dense", "width": 4095, "activation": "gelu"},
     "128x4 masked": {"kind": "path", "trees": 128, "depth": 4, "execution": "masked"},
     "128x4 conditional": {"kind": "path", "trees": 128, "depth": 4, "execution": "conditional"},
     "1x11 masked": {"kind": "path", "trees": 1, "depth": 11, "execution": "masked"},
     "1x11": {"kind": "path", "trees": 1, "depth": 11},
+    "16x4": {"kind": "path", "trees": 16, "depth": 4},
     "32x6": {"kind": "path", "trees": 32, "depth": 6},
     "none": {"kind": "none"},  # the bound: no layer can be faster than no layer
 }
+FOR_OPPONENTS = ("dense 1536", "dense 256", "dense 128", "dense 16", "16x4")
 EAGER = "eager"
 
 
@@ -102,7 +107,8 @@ def scale_here(**given: Any) -> Scale:
     scale = Scale(device)
     if device.type == "cuda":
         both = (EAGER, "reduce-overhead")
-        scale = Scale(device, tuple(FEEDFORWARDS), (1, 128), 128, both, ("default",), (torch.bfloat16,), turns=10)
+        usual = tuple(name for name in FEEDFORWARDS if name not in FOR_OPPONENTS)
+        scale = Scale(device, usual, (1, 128), 128, both, ("default",), (torch.bfloat16,), turns=10)
     return replace(scale, **{name: value for name, value in given.items() if value is not None})
 
 

@@ -1,8 +1,9 @@
 """Trees against what people would run instead on a CPU, all in turn in one run: `scripts/bench.py --opponents`.
 
 A layer 1x11 and encoders with trees, in float32, bfloat16 and int8, beside dense ones in every form that is there
-(forms.py), each held to its float32 module first; of the encoder also one of MiniLM's shape. `opponent` of a row is
-the fastest dense form of all, `second` the fastest dense int8. Not the providers of a layer (layer.py).
+(forms.py), each held to its float32 module first; of the encoder also one of MiniLM's shape, and dense ones so narrow
+that trees are worth no less (NARROW). `opponent` of a row is the fastest dense form of as many neurons, `second` the
+fastest dense int8. Not the providers of a layer (layer.py).
 """
 
 from collections.abc import Callable, Mapping
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from bench.cases import WIDTH, dense
 from bench.encoder import Scale, encoder, microbatch, shape_of
-from bench.forms import FORMS, INT8, Form, made
+from bench.forms import FORMS, INT8, OPTIMISED, Form, made
 from bench.options import name_of
 from bench.rows import SpeedRow, stamp
 from bench.timing import figures, interleaved
@@ -26,8 +27,13 @@ from fff.topology import trained_neurons
 ROTATING = 4
 NEAREST = 64  # dense layers of the next multiple of as many neurons
 OURS = tuple(form for form in FORMS if form.ours)
+OF_LAYERS = tuple(form for form in OURS if form.name != OPTIMISED)  # a layer alone is no model to optimise
 DENSE = tuple(form for form in FORMS if form.name != "int8 in bfloat16")
-TREES = ("1x11", "32x6", "none")
+TREES = ("1x11", "16x4", "32x6", "none")
+# Dense models of about equal quality, in our own forms, by results/tables/effective_width.md. Paths were worth 0.5 to 1
+# dense neuron for each of theirs that is used, so 1x11 is worth 6 to 12; 16x4 was worth 83, 113 and 188 at three sizes,
+# 1.0 to 2.3 of each, so that 32x6 with 224 may be worth 230 or more.
+NARROW = ("dense 16", "dense 128", "dense 256")
 USUAL = "dense 3072"
 MINILM = {"hidden_size": 384, "heads": 12}
 MINILM_DENSE = "dense 1536"
@@ -98,18 +104,18 @@ def measure_layer(size: Size, tokens: int) -> list[SpeedRow]:
     xs = inputs("iid", tokens, WIDTH, ROTATING)
     cases: dict[str, Timed] = {}
     for name, module, forms in (
-        (f"dense {neurons}", dense(neurons, torch.float32), DENSE),
-        (shape, PathFFF(WIDTH, WIDTH, size.depth), OURS),
+        (f"dense {neurons}", dense(neurons, torch.float32), tuple(form for form in DENSE if form.name != OPTIMISED)),
+        (shape, PathFFF(WIDTH, WIDTH, size.depth), OF_LAYERS),
     ):
         cases |= timed(name, One(module).eval(), xs, forms, {"shape": shape, "width": WIDTH, "inputs": "iid"})
-    return rows_of(cases, {"what": "layer", "tokens": tokens}, size.seconds)
+    return rows_of(cases, {"what": "layer", "tokens": tokens}, size.seconds, f"dense {neurons}")
 
 
 def measure_encoder(size: Size, sequences: int) -> list[SpeedRow]:
     """Rows of encoders at a batch: dense, with trees, without feedforward, and of MiniLM's shape."""
     torch._dynamo.reset()
     cases: dict[str, Timed] = {}
-    plans = [(USUAL, size.encoder, DENSE), *((name, size.encoder, OURS) for name in TREES)]
+    plans = [(USUAL, size.encoder, DENSE), *((name, size.encoder, OURS) for name in (*TREES, *NARROW))]
     small = replace(size.encoder, **{key: min(value, getattr(size.encoder, key)) for key, value in MINILM.items()})
     plans.append((MINILM_DENSE, small, DENSE))
     for name, scale, forms in plans:
@@ -118,7 +124,7 @@ def measure_encoder(size: Size, sequences: int) -> list[SpeedRow]:
         columns = {"shape": shape_of(name), **scale.title}
         cases |= timed(title, Encoder(name, scale).eval(), [ids], forms, columns)
     tokens = sequences * size.encoder.length
-    return rows_of(cases, {"what": "encoder", "tokens": tokens, "sequences": sequences}, size.seconds)
+    return rows_of(cases, {"what": "encoder", "tokens": tokens, "sequences": sequences}, size.seconds, USUAL)
 
 
 def timed(
@@ -136,21 +142,21 @@ def timed(
             case(form, call),
             {**columns, "relative_error": error, "dtype": dtype_of(form), "library": form.library},
         )
-        for form, call, error in made(module, xs, forms, name, trees=forms is OURS)
+        for form, call, error in made(module, xs, forms, name, trees=not name.startswith("dense "))
     }
 
 
 def dtype_of(form: Form) -> str:
     """The type that a row is said to be of."""
-    return INT8 if form.kind == INT8 else name_of(form.dtype)
+    return form.kind if form.kind in (INT8, OPTIMISED) else name_of(form.dtype)
 
 
-def rows_of(cases: Mapping[str, Timed], same: dict[str, Any], seconds: float) -> list[SpeedRow]:
-    """All cases timed in turn, each beside the fastest dense form and the fastest dense int8 of its own size."""
+def rows_of(cases: Mapping[str, Timed], same: dict[str, Any], seconds: float, usual: str) -> list[SpeedRow]:
+    """All cases timed in turn, each beside the fastest form, and the fastest int8, of the usual dense one."""
     with torch.inference_mode():
         samples = interleaved({name: each.call for name, each in cases.items()}, CPU, seconds)
     found = {name: figures(each) for name, each in samples.items()}
-    rivals = [name for name in cases if name.startswith("dense ") and " of " not in name]
+    rivals = [name for name in cases if name.startswith(f"{usual} ") and " of " not in name]
     best = min(rivals, key=lambda name: found[name]["median"])
     cold = min(found[name]["cold"] for name in rivals)
     int8 = [name for name in rivals if cases[name].form.kind == INT8]

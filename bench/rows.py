@@ -57,7 +57,7 @@ class SpeedRow:
     vocab_size: int | None = None
     tokens: int  # of one call
     sequences: int | None = None  # of one call, where tokens come in sequences
-    dtype: str  # of the group, whose dense rows say their own in their names; float32, bfloat16 or int8 of opponents.py
+    dtype: str  # of the group, whose dense rows say their own in their names; opponents.py has int8 and optimised too
     mode: str
     inputs: str | None = None  # iid, skewed, or the trained layer that they were recorded at
     compiler: str = "eager"  # or a mode of torch.compile

@@ -34,6 +34,7 @@ def report(faster: float) -> list[SpeedRow]:
             ("dense 4096 int8 openvino", "int8", 768, faster / 2),
             ("dense 4096 float32", "float32", 768, 2 * faster),
             ("dense 1536 of 384 int8", "int8", 384, 1e-3),
+            ("dense 16 int8", "int8", 768, 1e-3),
         ):
             form: dict[str, Any] = {"name": name, "dtype": dtype, "library": "torch 2.13.0", "mode": "inference"}
             form |= {"what": what, "tokens": tokens, "width": width, "shape": "1x11", "median": seconds}

@@ -36,10 +36,18 @@ def test_every_form_of_a_checkpoint_is_beside_float32(tmp_path: Path, text: Path
     first = [line.strip("| ").split(" | ") for line in page.split("Decisions")[0].splitlines() if " | " in line]
     rows = {cells[0]: cells for cells in first[2:]}
     assert "640 tokens of text.txt, in windows of 32" in page
-    for form in ("int8 linears", "bfloat16 trees", "int8 trees", "int8 linears, int8 trees"):
+    for form in (
+        "int8 linears",
+        "bfloat16 trees",
+        "int8 trees",
+        "int8 linears, int8 trees",
+        "bfloat16 throughout",
+        "bfloat16, int8 trees",
+    ):
         assert form in rows
     losses = {form: float(cells[1]) for form, cells in rows.items()}
     assert losses["int8 trees"] == pytest.approx(losses["float32"], rel=0.02)
+    assert losses["bfloat16, int8 trees"] == pytest.approx(losses["float32"], rel=0.02)
     assert page.count("level 5") == 1
     assert "level 6" not in page
 

@@ -98,9 +98,9 @@ def test_what_is_not_there_or_fails_is_left_out_with_the_reason(
 @pytest.mark.usefixtures("quick")
 def test_every_row_of_a_layer_names_opponent_and_libraries() -> None:
     rows = {row.name: row for row in measure_layer(TINY, 4)}
-    assert set(rows) == {f"dense 64 {form.name}" for form in QUICK if form.name != "int8 in bfloat16"} | {
-        f"1x3 {form.name}" for form in OURS
-    }
+    assert set(rows) == {
+        f"dense 64 {form.name}" for form in QUICK if form.name not in ("int8 in bfloat16", "optimised")
+    } | {f"1x3 {form.name}" for form in OURS if form.name != "optimised"}
     torch_version = f"torch {importlib.metadata.version('torch')}"
     for row in rows.values():
         assert (row.what, row.shape, row.tokens, row.width) == ("layer", "1x3", 4, 768)
@@ -118,6 +118,10 @@ def test_encoders_are_compared_with_dense_ones_of_their_size(monkeypatch: pytest
     monkeypatch.setattr("bench.opponents.MINILM", {"hidden_size": 48, "heads": 2})
     rows = {row.name: row for row in measure_encoder(TINY, 2)}
     assert {"1x11 int8", "32x6 int8", "none int8", "dense 3072 int8", "dense 1536 of 48 int8"} <= set(rows)
+    narrow = {"dense 16 bfloat16", "dense 128 int8 in bfloat16", "dense 256 optimised", "16x4 optimised"}
+    assert narrow | {"dense 3072 optimised", "1x11 optimised", "none optimised"} <= set(rows)
+    assert rows["1x11 optimised"].dtype == "optimised"
+    assert {str(row.second).rsplit(" int8")[0] for row in rows.values()} == {"dense 3072"}
     small = rows["dense 1536 of 48 int8 torch"]
     assert (small.width, rows["1x11 int8"].width) == (48, 96)
     assert all(row.opponent and row.opponent.startswith("dense 3072 ") for row in rows.values())
