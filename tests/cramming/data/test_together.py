@@ -1,10 +1,13 @@
 """One preparation by several processes, killed and gone on with: the same bytes, no part twice, nothing half taken."""
 
+import json
 import multiprocessing
 import os
 import re
 import signal
+import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,7 @@ from cramming.data.shards import PreparedData
 from cramming.data.sources import corpus as text
 from cramming.data.sources.corpus import TextSource
 from cramming.errors import Passing, UserError
+from cramming.locks import DEAD_AFTER_S, Holder
 from tests.helpers.children import child, ended
 from tests.helpers.data import make_documents, text_config, write_txt
 
@@ -187,6 +191,29 @@ def test_a_dead_makers_part_is_taken_up_by_a_process_that_waits(tmp_path, files,
     assert ended(first) == -signal.SIGKILL
     assert ended(second) == 0
     assert content(prepare(text_config(files), tmp_path)) == alone
+
+
+def test_the_part_of_a_machine_that_disappeared_is_waited_for_and_then_taken_up(
+    tmp_path, files, alone, monkeypatch, capsys
+):
+    folder = work_of(text_config(files), tmp_path) / "part-00002"
+    folder.mkdir(parents=True)
+    lock = folder / ".1.lock"
+    lock.write_text(json.dumps(asdict(Holder("gpu7", 4242, "gpu7 boot pid:[1]", "1", 1.7e9))))
+    waited = []
+
+    def later(_: float) -> None:  # the time in which it gives no sign of life
+        assert [part.name for part in sorted(folder.parent.glob("part-*")) if not (part / "done").exists()] == [
+            folder.name
+        ]
+        waited.append(1)
+        os.utime(lock, (time.time() - 2 * DEAD_AFTER_S,) * 2)
+
+    monkeypatch.setattr(together.time, "sleep", later)
+    assert content(prepare(text_config(files), tmp_path)) == alone
+    assert waited == [1]
+    told = capsys.readouterr().err
+    assert re.search(r"Other processes make the last parts of .*; waiting for them \(gpu7, process 4242, since", told)
 
 
 def test_a_changed_piece_is_named(tmp_path, files, monkeypatch):
