@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,11 +14,11 @@ from cramming.data.encode import Built
 from cramming.data.pieces import Pieces
 from cramming.data.shards import TOKENIZER
 from cramming.errors import Passing
-from cramming.files import new_folder, read_json, write_json
+from cramming.files import new_folder, read_json, sha256, short_hash, write_json
 from cramming.locks import Held, holder, locked
 
 PLAN = "plan.json"
-LAYOUT = 1  # raised when the code cuts a source into other parts, or puts other things into pieces
+LIBRARIES = ("datasets", "pyarrow", "tokenizers")  # that read text, or make tokens of it
 POLL_S = 0.5
 
 
@@ -54,21 +55,38 @@ def begin(recipe: Recipe, work: Path, final: Path) -> None:
     """Check the sources, and agree with all others on what is read, its parts and the tokenizer.
 
     Raises:
-        UserError: other code began it, which cut other parts.
+        UserError: other code or libraries began it.
     """
     recipe.check()
     with alone(work / ".begin.lock", "makes the tokenizer"):
         plan = work / PLAN
         known = read_json(plan) if plan.is_file() else {}
         settled = recipe.settle(known.get("settled"))
-        found = {"layout": LAYOUT, "parts": len(recipe.parts), "settled": settled}
-        if not known:
+        found = {**maker(), "parts": len(recipe.parts), "settled": settled}
+        if known:
+            refuse_others(work, known, found)
+        else:
             write_json(plan, found)
-        elif known != found:
-            raise Passing(f"{work} was begun by other code than this; finish it with that, or remove it.")
         if not (work / TOKENIZER).is_dir() and not final.is_dir():
             with new_folder(work / TOKENIZER) as beside:
                 recipe.make_tokenizer(beside)
+
+
+def refuse_others(work: Path, known: dict[str, Any], found: dict[str, Any]) -> None:
+    """UserError when what began the work is not what goes on with it, naming the difference."""
+    differing = [f"{name} {known.get(name)}, here {found[name]}" for name in found if known.get(name) != found[name]]
+    if differing:
+        raise Passing(
+            f"{work} was begun by other code or libraries than these ({'; '.join(differing)}); finish it with those, "
+            "or remove it."
+        )
+
+
+def maker() -> dict[str, str]:
+    """What must be the same for all who make parts: the code of this room, and the libraries under it."""
+    room = Path(__file__).parent
+    code = [[path.relative_to(room).as_posix(), sha256(path)] for path in sorted(room.rglob("*.py"))]
+    return {"cramming/data": short_hash(code)} | {name: metadata.version(name) for name in LIBRARIES}
 
 
 def abandon(work: Path) -> None:

@@ -225,14 +225,27 @@ def test_a_changed_piece_is_named(tmp_path, files, monkeypatch):
     assert (path.parents[1] / "done").exists()
 
 
-def test_what_other_code_began_is_not_mixed_with(tmp_path, files, monkeypatch):
+@pytest.mark.parametrize(
+    ("what", "told"),
+    [
+        ("PART_BYTES", r"parts 6, here 1"),
+        ("version", r"datasets [\d.]+, here 1\.2\.3; pyarrow .*, here 1\.2\.3; tokenizers .*, here 1\.2\.3"),
+        ("sha256", r"cramming/data \w+, here \w+"),
+    ],
+)
+def test_what_other_code_or_libraries_began_is_not_mixed_with(tmp_path, files, monkeypatch, what, told):
     killed_in_piece(1, files, tmp_path, monkeypatch)
-    monkeypatch.setattr(text, "PART_BYTES", 1 << 30)
-    with pytest.raises(
-        UserError, match=r"preparing/tiny-.* was begun by other code than this; finish it with that, or remove"
-    ):
-        prepare(text_config(files), tmp_path)
+    with monkeypatch.context() as patch:
+        if what == "PART_BYTES":
+            patch.setattr(text, "PART_BYTES", 1 << 30)
+        else:
+            patch.setattr(together.metadata if what == "version" else together, what, lambda _: "1.2.3")
+        with pytest.raises(
+            Passing, match=rf"preparing/tiny-.* was begun by other code or libraries .*\({told}\); finish"
+        ):
+            prepare(text_config(files), tmp_path)
     assert (work_of(text_config(files), tmp_path) / "part-00000" / "done").exists()
+    assert prepare(text_config(files), tmp_path)
 
 
 def broken_at(documents: int, error: Exception) -> Callable:
