@@ -8,6 +8,8 @@ from typing import Any
 
 from cramming.train.history import read_history
 
+TINY = Path(__file__).with_name("tiny.py")
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 TIMED = ("train/tokens_per_s", "budget/hours", "fff/usage_time")  # what no two runs share
 
 
@@ -22,6 +24,14 @@ def in_a_new_process(code: str, **environment: str) -> str:
         check=True,
     )
     return done.stdout + done.stderr
+
+
+def tiny_command(folder: Path, *settings: str, processes: int = 1) -> list[str]:
+    """The command of a tiny run (see tests/helpers/tiny.py) in as many processes."""
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    return [*launcher, str(TINY), str(folder), *settings]
 
 
 def history_of(folder: Path) -> list[dict[str, Any]]:

@@ -1,15 +1,12 @@
 """Tiny runs (tiny.py) in processes of their own: children of this one, or started anew as a user does. Not a test."""
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from tests.helpers import tiny
+from tests.helpers.process import ENVIRONMENT, tiny_command
 from tests.helpers.several import several
-
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 def run_tiny(folder: Path, *settings: str, processes: int = 1) -> subprocess.CompletedProcess[str]:
@@ -27,8 +24,5 @@ def run_tiny(folder: Path, *settings: str, processes: int = 1) -> subprocess.Com
 
 def start_tiny(folder: Path, *settings: str, processes: int = 1) -> subprocess.CompletedProcess[str]:
     """The same in a Python of its own, or with torchrun in several."""
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    command = [*launcher, str(tiny.__file__), str(folder), *settings]
+    command = tiny_command(folder, *settings, processes=processes)
     return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
