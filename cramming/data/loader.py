@@ -87,10 +87,23 @@ class MicrobatchLoader(Generic[Batch]):
     ) -> None:
         self.shards, self.order, self.make, self.pin = shards, order, make, pin
         self.microbatch, self.stride = microbatch, microbatch * processes
-        self.first = start + process * microbatch
+        self.offset = process * microbatch
+        self.first = start + self.offset
+        self._begin()
+
+    def _begin(self) -> None:
         self._ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=4)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._fill, daemon=True)
+
+    def move(self, start: int) -> None:
+        """Go on with the microbatches from another start."""
+        started = self._thread.ident is not None
+        self.close()
+        self.first = start + self.offset
+        self._begin()
+        if started:
+            self._thread.start()
 
     def __iter__(self) -> Iterator[Batch]:
         self._thread.start()

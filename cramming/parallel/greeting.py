@@ -12,6 +12,10 @@ from cramming.parallel.peers import Peers
 
 DIGEST = 16  # bytes; that two things have one digest is as likely as nothing that ever happened
 
+# What a worker comes with: what it trained since the last meeting; what it has just taken over from another one;
+# nothing, for it begins, or goes on from its checkpoint.
+TRAINED, FRESH, BEGINS = range(3)
+
 
 class Refused(Exception):
     """Workers that cannot take part, and why, by their numbers."""
@@ -22,7 +26,7 @@ class Refused(Exception):
 
 
 class Astray(Exception):
-    """Workers whose last meeting was another one than the first worker's, by their numbers."""
+    """Workers that do not stand where the first one does, by their numbers: they come from another meeting."""
 
     def __init__(self, workers: list[int]) -> None:
         super().__init__(f"workers {workers} come from another meeting")
@@ -37,28 +41,31 @@ def digest(*parts: bytes) -> bytes:
     return found.digest()
 
 
-def greet(peers: Peers, facts: Mapping[str, Any], past: bytes, *, fresh: bool = False) -> list[bool]:
+def greet(peers: Peers, facts: Mapping[str, Any], past: bytes, part: int = TRAINED) -> list[bool]:
     """Whether each worker has trained since the last meeting; they meet. What is sent has one size, whatever they are.
+
+    The first worker below is the first that has trained; if none has, the first that has taken over nothing.
 
     Args:
         facts: plain values by name, alike in all that fit together.
         past: DIGEST bytes that name the last meeting.
-        fresh: this worker has just taken over what another one had, and has nothing to give.
+        part: TRAINED, FRESH or BEGINS.
 
     Raises:
-        Refused: facts of some differ from those of the first worker that is not fresh; everywhere.
-        Astray: the pasts of some do; everywhere.
+        Refused: facts of some differ from those of the first worker; everywhere.
+        Astray: the pasts of some do, or some begin where others have trained; everywhere.
     """
     text = json.dumps(dict(facts), sort_keys=True).encode()
-    card = bytes([fresh]) + digest(text) + past
+    card = bytes([part]) + digest(text) + past
     cards = [bytes(each.numpy()) for each in peers.gather(_tensor(card))]
-    votes = [not each[0] for each in cards]
-    first = votes.index(True) if any(votes) else 0
+    parts = [each[0] for each in cards]
+    first = min(range(peers.size), key=lambda rank: (TRAINED, BEGINS, FRESH).index(parts[rank]))
     if any(each[1 : 1 + DIGEST] != cards[first][1 : 1 + DIGEST] for each in cards):
         raise Refused(_differences(peers, text, first))
-    if lost := [name for name, each in zip(peers.names, cards, strict=True) if each[1:] != cards[first][1:]]:
-        raise Astray(lost)
-    return votes
+    lost = [each[1:] != cards[first][1:] or (each[0] == BEGINS and parts[first] == TRAINED) for each in cards]
+    if any(lost):
+        raise Astray([name for name, one in zip(peers.names, lost, strict=True) if one])
+    return [each == TRAINED for each in parts]
 
 
 def _differences(peers: Peers, text: bytes, first: int) -> dict[int, str]:

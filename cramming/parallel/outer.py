@@ -4,6 +4,7 @@ DiLoCo (arXiv 2311.08105): what the workers' weights came to on average is a gra
 Nesterov's momentum, whose weights all go on with. The workers' own optimisers stay their own.
 """
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cramming.errors import UserError
-from cramming.parallel.greeting import DIGEST, Astray, Refused, digest, greet
+from cramming.parallel.greeting import DIGEST, TRAINED, Astray, Refused, digest, greet
 from cramming.parallel.peers import Peers
 from cramming.parallel.rows import Table, tables
 
@@ -91,6 +92,7 @@ class Outer:
         """
         try:
             meeting = self.exchange(self.peers)
+            assert meeting is not None
             if meeting.refused:
                 raise Refused({who: NOT_FINITE.format(who=who) for who in meeting.refused})
         except (Refused, Astray) as error:
@@ -101,21 +103,33 @@ class Outer:
         return meeting
 
     @torch.no_grad()
-    def exchange(self, peers: Peers, *, fresh: bool = False) -> Meeting:
-        """What the workers come to together, who all take part.
+    def exchange(self, peers: Peers, part: int = TRAINED) -> Meeting | None:
+        """What the workers come to together, who all take part; None where none of them has trained yet.
 
         Args:
-            fresh: this worker has just taken over another one's state, and only listens.
+            part: see `greet`; who has not trained only listens.
 
         Raises:
             Refused, Astray: see `greet`.
         """
         weights = self._weights()
         try:
-            votes = greet(peers, self.facts, self.past, fresh=fresh)
-            return self._averaged(weights, peers, votes)
+            votes = greet(peers, self.facts, self.past, part)
+            return self._averaged(weights, peers, votes) if any(votes) else None
         finally:
             self.sent, peers.sent = self.sent + peers.sent, 0
+
+    def settle(self, meeting: Meeting, worker: int) -> None:
+        """The outer step of one of several workers that come and go: the others go on without those that are refused.
+
+        Raises:
+            UserError: this one is.
+        """
+        if worker in meeting.refused:
+            raise UserError(NOT_FINITE.format(who=worker))
+        for who in meeting.refused:
+            warnings.warn(f"left out: {NOT_FINITE.format(who=who)}", stacklevel=2)
+        self.apply(meeting)
 
     @torch.no_grad()
     def apply(self, meeting: Meeting) -> None:

@@ -28,13 +28,24 @@ class World:
     process's; `scaled` says whether losses are scaled (fp16), `sharded` whether models are spread over the processes, a
     part in each, `apart` whether each trains alone between meetings. Where the text says that processes meet, every one
     of them has to call, or the others wait until their patience ends, which ends the run.
+
+    The data are shared by `workers`, of which this is number `worker`: the processes, unless workers come and go, each
+    of them a world of one process.
     """
 
     def __init__(
-        self, accelerator: Accelerator, launch: Launched, *, sharded: bool = False, apart: bool = False
+        self,
+        accelerator: Accelerator,
+        launch: Launched,
+        *,
+        sharded: bool = False,
+        apart: bool = False,
+        share: tuple[int, int] | None = None,
     ) -> None:
         self._accelerator, self.launch, self.sharded, self.apart = accelerator, launch, sharded, apart
         self.rank, self.size = accelerator.process_index, accelerator.num_processes
+        self.worker: int = share[0] if share else self.rank
+        self.workers: int = share[1] if share else self.size
         self.main, self.main_here = accelerator.is_main_process, accelerator.is_local_main_process
         self.device: torch.device = accelerator.device
         self.scaled = accelerator.scaler is not None
@@ -153,7 +164,7 @@ class World:
 
     def seed(self, seed: int, *, each_its_own: bool = False) -> None:
         """Seed all generators of this process: with the same number everywhere, or with one of each process's own."""
-        set_seed(seed, device_specific=each_its_own)
+        set_seed(seed + self.worker if each_its_own else seed)
 
     def free(self) -> None:
         """Let go of wrapped models and optimisers, which would be kept alive."""
@@ -171,6 +182,7 @@ def open_world(
     cpu: bool = False,
     sharded: bool = False,
     apart: bool = False,
+    share: tuple[int, int] | None = None,
     launch: Launched | None = None,
 ) -> World:
     """The processes that were started together, at "fp32", "bf16" or "fp16".
@@ -180,6 +192,7 @@ def open_world(
         cpu: stay on the CPU, also where accelerate would find another device.
         sharded: spread models over the processes; a process that no launcher started has nothing to spread over.
         apart: each process trains alone between meetings.
+        share: number of this worker and how many there should be, where they come and go.
         launch: where they have met already.
 
     Raises:
@@ -196,4 +209,4 @@ def open_world(
     # processes, and one without a share of the validation set would not come.
     parallel = DistributedDataParallelKwargs(broadcast_buffers=False)
     accelerator = Accelerator(mixed_precision=mixed, cpu=cpu, kwargs_handlers=[parallel])
-    return World(accelerator, launch, sharded=sharded and launch.store is not None, apart=apart)
+    return World(accelerator, launch, sharded=sharded and launch.store is not None, apart=apart, share=share)

@@ -33,7 +33,7 @@ def assemble(root: PretrainRoot, data: Tokens, world: World) -> Parts:
     """
     objective = objective_of(root, data)
     model = build_model(root, data, world.seed)
-    if world.size > 1:
+    if world.workers > 1:
         # Up to here equal generators made equal weights. From here each process draws its own numbers: otherwise the
         # region leak would turn round the same decisions in all of them.
         world.seed(root.seed, each_its_own=True)

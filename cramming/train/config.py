@@ -14,7 +14,7 @@ ATTENTIONS = ("auto", "sdpa", "eager")
 SHARDINGS = ("none", "ddp", "fsdp")
 SYNCS = ("every_step", "outer")
 EXCHANGES = ("rows", "dense")
-OF_OUTER = ("outer_steps", "outer_lr", "outer_momentum", "exchange")
+OF_OUTER = ("outer_steps", "outer_lr", "outer_momentum", "exchange", "lighthouse", "workers", "worker")
 WANDB_MODES = ("auto", "offline", "online", "off")
 
 
@@ -71,6 +71,11 @@ class TrainConfig:
     outer_momentum: float = 0.9  # Nesterov's
     # What travels at a meeting. rows: of feedforward layers those that differ between workers; dense: all. Same result.
     exchange: str = "rows"
+    # Workers that come and go, each started by itself: address of their lighthouse, how many share the data, which this
+    # one is. Without it all processes that a launcher started together are the workers.
+    lighthouse: str | None = None  # http://HOST:PORT
+    workers: int = 1
+    worker: int = 0  # from 0; number 0 writes the record
     recompute: bool = False  # what blocks compute on the way forward once more on the way back: slower, less memory
     patience_minutes: float = 30.0  # that one process waits for another before the run ends
     profile_steps: int = 0  # steps that a profile is taken of, into profile.json; fewer than log_steps - 1
@@ -123,6 +128,7 @@ class TrainConfig:
         number("train.outer_steps", self.outer_steps, least=1)
         number("train.outer_lr", self.outer_lr, above=0)
         number("train.outer_momentum", self.outer_momentum, least=0, below=1)
+        self._check_workers()
         if self.sync != "outer":
             defaults = {field.name: field.default for field in fields(self)}
             for name in (name for name in OF_OUTER if getattr(self, name) != defaults[name]):
@@ -134,6 +140,28 @@ class TrainConfig:
             raise UserError("train.sharding is fsdp, and workers of train.sync=outer have whole models; set ddp.")
         elif self.precision == "fp16":
             raise UserError("train.precision is fp16, whose loss scales workers of train.sync=outer lack; use bf16.")
+
+    def _check_workers(self) -> None:
+        number("train.workers", self.workers, least=1)
+        if not 0 <= self.worker < self.workers:
+            raise UserError(
+                f"train.worker is {self.worker} and train.workers is {self.workers}; number the workers from 0 to "
+                "train.workers - 1."
+            )
+        if self.sync != "outer":
+            return
+        if self.lighthouse is None and self.workers > 1:
+            raise UserError(
+                f"train.workers is {self.workers}, and belongs to workers that meet by train.lighthouse; set that, "
+                "or start them together with torchrun and leave it at 1."
+            )
+        if self.lighthouse is not None and not self.lighthouse.startswith("http://"):
+            raise UserError(f"train.lighthouse is {self.lighthouse!r}; give it as http://HOST:PORT.")
+        if self.lighthouse is not None and self.budget_hours is not None:
+            raise UserError(
+                "train.budget_hours has a clock in each worker, and workers of train.lighthouse have to end together; "
+                "set train.budget_steps or train.budget_tokens."
+            )
 
     def _check_budget(self) -> None:
         given = {key: getattr(self, key) for key in BUDGETS if getattr(self, key) is not None}

@@ -33,8 +33,8 @@ def ended_already(root: PretrainRoot, prepared: Path | None) -> bool:
             f"{root.run_name} is {record['status']} already, on data of fingerprint {data}; data.* gives {now} now. "
             "For a new run give the new text a name of its own (data.name=...), or put the old text back."
         )
-    name, _ = recognised(Path(root.results_dir), record["name"], {"data_fingerprint": data})
-    kept = record_file(Path(root.results_dir), name)
+    name, _ = recognised(root.records, record["name"], {"data_fingerprint": data})
+    kept = record_file(root.records, name)
     if not kept.exists():
         write_json(kept, record | {"name": name})
         print(f"written    {kept}, which was missing, from {path}")

@@ -1,9 +1,9 @@
 """The training loop: step, then hooks. Not what the hooks do (hooks.py) nor what it is made of (assemble.py)."""
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -11,7 +11,17 @@ from cramming.objectives.base import Batch
 from cramming.train.budget import batch_at, crosses_mark, lr_factor, progress
 from cramming.train.clock import Stopwatch
 from cramming.train.compiled import begin_pass, clear_gradients
-from cramming.train.parts import Parts
+from cramming.train.parts import Parts, TrainState
+
+
+@runtime_checkable
+class Movable(Protocol):
+    """Microbatches that may go on from another run position."""
+
+    def move(self, start: int) -> None:
+        """Go on from there."""
+        ...
+
 
 MEETING_STEPS = 10  # steps between two meetings of several processes, for what each must know of the others
 
@@ -85,7 +95,7 @@ class Trainer:
         self, parts: Parts, batches: Iterable[Batch], hooks: Sequence[Hook], stopwatch: Stopwatch | None = None
     ) -> None:
         self.parts, self.config, self.world, self.state = parts, parts.config, parts.world, parts.state
-        self.batches: Iterator[Batch] = iter(batches)
+        self.loader, self.batches = batches, iter(batches)
         self.hooks, self.stopwatch = hooks, stopwatch or Stopwatch()
         self.pending = 0.0  # seconds that are not agreed upon yet
         self.met = parts.state.reached  # progress at the last step at which what is due at marks could be done
@@ -113,7 +123,7 @@ class Trainer:
         clear_gradients(parts.wrapped, parts.optimiser, config)
         parts.hardening.apply(t)
         parts.wrapped.train()
-        last, losses = self._accumulate(batch // (config.microbatch * self.world.size))
+        last, losses = self._accumulate(batch // (config.microbatch * self.world.workers))
         lr = config.lr * lr_factor(config.schedule, t)
         norm, finite = self.update(losses[parts.objective.name], lr)
         state.step += 1
@@ -141,6 +151,14 @@ class Trainer:
             group["lr"] = lr * group.get("lr_factor", 1.0)
         self.world.update(parts.optimiser, finite)
         return norm, finite
+
+    def jump(self, state: TrainState) -> None:
+        """Go on from where another worker stands."""
+        for field in fields(TrainState):
+            setattr(self.state, field.name, getattr(state, field.name))
+        self.met = self.state.reached
+        assert isinstance(self.loader, Movable)
+        self.loader.move(self.state.sequences)
 
     @property
     def apart(self) -> bool:
@@ -188,9 +206,9 @@ class Trainer:
 
     def _batch(self, t: float) -> int:
         """Sequences of the next step; the last one of a token budget is cut to what is left, in microbatches."""
-        batch = batch_at(self.config, t, self.world.size)
+        batch = batch_at(self.config, t, self.world.workers)
         if self.config.budget_tokens is not None:
-            unit = self.config.microbatch * self.world.size
+            unit = self.config.microbatch * self.world.workers
             left = -(-(self.config.budget_tokens - self.state.tokens) // (self.parts.seq_len * unit)) * unit
             batch = min(batch, left)
         return batch

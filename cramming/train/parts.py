@@ -93,7 +93,7 @@ class Parts:
             self.objective.batch,
             start=self.state.sequences,
             microbatch=self.config.microbatch,
-            process=self.world.rank,
-            processes=self.world.size,
+            process=self.world.worker,
+            processes=self.world.workers,
             pin=self.world.device.type == "cuda",
         )

@@ -44,8 +44,15 @@ def pretrain(root: PretrainRoot, prepared: Path | None = None) -> Path:
         stage = launch.from_main(lambda: stage_of(root, folder, prepared))
         if stage != "done":
             sharded, apart = root.train.sharding == "fsdp", root.train.sync == "outer"
+            share = (root.train.worker, root.train.workers) if root.train.lighthouse else None
             world = open_world(
-                "train.precision", root.train.precision, cpu=cpu, sharded=sharded, apart=apart, launch=launch
+                "train.precision",
+                root.train.precision,
+                cpu=cpu,
+                sharded=sharded,
+                apart=apart,
+                share=share,
+                launch=launch,
             )
             run_in(world, root, folder, prepared, trained=stage == "trained")
             world.end()
@@ -67,13 +74,14 @@ def facts(root: PretrainRoot) -> dict[str, Any]:
 def run_in(world: World, root: PretrainRoot, folder: RunFolder, prepared: Path | None, *, trained: bool) -> None:
     """Check what can be checked, then run; every process takes part."""
     # Before the data, whose preparation may take hours.
+    check_workers(root, world)
     check_processes(root, world.size)
     check_layer(root)
     check_examples(root.data.examples, root.objective.kind)
     check_wandb(root.wandb)
     check_compiler(root.train, world.device)
     if world.main:
-        check_writable(Path(root.results_dir) / "runs", "results_dir")
+        check_writable(root.records / "runs", "results_dir")
         check_writable(Path(root.output_dir) / "runs", "output_dir")
     busy = f"{folder.path} is being trained by another process; wait for it, or change the seed or the configuration."
     with locked(folder.lock, wait=False, busy=busy) if world.main else contextlib.nullcontext():
@@ -99,6 +107,7 @@ def check_processes(root: PretrainRoot, processes: int) -> None:
             f"train.sharding is none, and {processes} processes were started together; start one, or set "
             "train.sharding=ddp (a whole model in each) or fsdp (a part in each)."
         )
+    processes *= root.train.workers
     batch, unit = root.train.batch, root.train.microbatch * processes
     if batch % unit:
         fitting = [m for m in range(1, batch // processes + 1) if batch % (m * processes) == 0]
@@ -107,6 +116,15 @@ def check_processes(root: PretrainRoot, processes: int) -> None:
         raise UserError(
             f"train.batch is {batch}, and {processes} processes with train.microbatch={root.train.microbatch} read "
             f"{unit} sequences at once, which does not divide it; {mend}train.batch={max(1, batch // unit) * unit}."
+        )
+
+
+def check_workers(root: PretrainRoot, world: World) -> None:
+    """Refuse workers that a launcher would start, and end, together (UserError)."""
+    if root.train.lighthouse and world.launch.size > 1:
+        raise UserError(
+            f"train.lighthouse is set, and {world.launch.size} processes were started together; start each worker by "
+            "itself, with its number in train.worker, or leave train.lighthouse=null."
         )
 
 

@@ -15,6 +15,7 @@ from cramming.objectives.config import ObjectiveConfig
 from cramming.runs import Keys, RunName, essence, listed, recorded, run_name
 from cramming.train.config import TrainConfig, WandbConfig
 from cramming.train.hardening import HardeningConfig
+from cramming.values import flat
 
 RAMP = "schedule start end"
 # What the first results were named by. Never add to it: a key added later enters a name where it is not at its default.
@@ -37,7 +38,7 @@ COSMETIC = listed(
         "": "seed output_dir results_dir wandb",
         "data": "workers examples verify remote",
         "train": "keep_checkpoints checkpoints log_steps usage_sequences usage_steps compile_mode profile_steps oracle "
-        "sharding recompute patience_minutes",
+        "sharding recompute patience_minutes lighthouse worker",
     }
 )
 # Who computes, and in which order, gives equal results by contract; names had these once.
@@ -145,5 +146,15 @@ class PretrainRoot:
 
     @property
     def run_folder(self) -> Path:
-        """Where the run writes."""
-        return self._folder(self.name)
+        """Where the run writes; of workers that come and go, in a folder of its own each beside the first."""
+        folder = self._folder(self.name)
+        return folder / f"worker-{self.train.worker}" if self.train.worker else folder
+
+    @property
+    def records(self) -> Path:
+        """Folder of results for its record; that of another worker than the first stays in its own folder."""
+        return self.run_folder if self.train.worker else Path(self.results_dir)
+
+    def facts(self) -> dict[str, Any]:
+        """What workers that come and go must have alike."""
+        return {**flat(self._essence()), "train.exchange": self.train.exchange}

@@ -12,6 +12,7 @@ from cramming.model.saved import write_model
 from cramming.parallel.environment import recorded_environment
 from cramming.parallel.peers import Peers
 from cramming.parallel.world import World
+from cramming.provenance import code_hash
 from cramming.record import Record, record_file, write_record
 from cramming.train.assemble import assemble, finished_model
 from cramming.train.balance import Balance
@@ -91,7 +92,7 @@ class Run:
             self._announce()
         if state.reached < 1:
             warm_up(self.parts)
-        mirror = self._wandb() if self.world.main else None
+        mirror = self._wandb() if self.world.main and not self.world.worker else None
         exit_code = 1
         try:
             hooks = self._hooks(mirror)
@@ -179,12 +180,12 @@ class Run:
             sources.append(
                 UsageHook(self.validation, sequences=sequences, steps=config.usage_steps, folder=folder, shows=shows)
             )
-        outer = OuterSteps(Peers.of_launch()) if world.apart else None
-        traffic = Traffic(outer) if world.size > 1 and not world.sharded else None
+        outer = OuterSteps(Peers.of_launch(), self._facts()) if world.apart else None
+        traffic = Traffic(outer) if world.workers > 1 and not world.sharded else None
         hooks: list[Hook] = [StopSignals(), FiniteGuard(), Balance(), self.providers]
         hooks += [*([outer] if outer else []), *([traffic] if traffic else []), *sources]
         if world.main:
-            bar, meter = Bar(), Meter(self.parts.flops, world.device, world.size)
+            bar, meter = Bar(), Meter(self.parts.flops, world.device, world.workers)
             mirrors = [bar.show, *([wandb_mirror(mirror)] if mirror else [])]
             hooks += [bar, History(self.folder.history, sources, mirrors, meter, traffic)]
         hooks.append(Checkpoint(self.checkpoints))
@@ -192,6 +193,9 @@ class Run:
             profile = Profile(config.profile_steps, self.folder.path / "profile.json")
             hooks = [profile.first, *hooks, profile.last]
         return hooks
+
+    def _facts(self) -> dict[str, Any]:
+        return {"the code": code_hash(), "the data": self.data.fingerprint, **self.root.facts()}
 
     def _wandb(self) -> Mirror | None:
         root = self.root
@@ -214,8 +218,8 @@ class Run:
         size = f"{root.model.layers} layers x {root.model.hidden_size}"
         print(f"model      {size}, ffn {root.ffn.tag}, {self.parameters:,} parameters")
         print(f"budget     {budget}, batch {config.batch} x {self.data.seq_len}, lr {config.lr:g}, seed {root.seed}")
-        meter = Meter(self.parts.flops, self.world.device, self.world.size)
-        cost = cost_of(config, self.data.seq_len, self.world.size)
+        meter = Meter(self.parts.flops, self.world.device, self.world.workers)
+        cost = cost_of(config, self.data.seq_len, self.world.workers)
         print(f"cost       {told(cost, meter.flops, meter.peak, meter.name)}")
         print(f"unigram    {self.unigram:.4f} nats (guessing by frequency on the validation tokens)", flush=True)
 
@@ -224,7 +228,7 @@ class Run:
             return None
         root, state, rows = self.root, self.parts.state, read_history(self.folder.history)
         return write_record(
-            Path(root.results_dir),
+            root.records,
             kind="pretrain",
             name=root.run_name,
             status=status,
@@ -238,7 +242,7 @@ class Run:
                 "parameters": self.parameters,
             },
             metrics=history_metrics(rows, self.unigram) | (metrics or {}),
-            processes=self.world.size,
+            processes=self.world.workers,
             provider=self.providers.names,
             extra={
                 "experiment": root.experiment,
@@ -259,7 +263,7 @@ class Run:
         assert content is not None
         write_json(self.folder.record, content)
         refuse_diverged(self.root, content)
-        record = record_file(Path(self.root.results_dir), content["name"])
+        record = record_file(self.root.records, content["name"])
         print_examples(self.parts.objective, model, self.data, self.root.data.examples)
         print_summary(content, model=self.folder.model, history=self.folder.history, record=record)
 

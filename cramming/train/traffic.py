@@ -20,6 +20,8 @@ def ring_bytes(model: nn.Module, processes: int) -> float:
 class Sender(Protocol):
     """What workers meet by."""
 
+    figures: dict[str, float]  # of the last meeting
+
     def taken(self) -> int:
         """Bytes that this worker has sent since it was asked last."""
         ...
@@ -53,4 +55,5 @@ class Traffic(Hook):
     def on_step(self, trainer: Trainer, step: Step) -> None:
         """Count, over all processes: each sends as much as any other."""
         self.sent += self.of_step if self.sender is None else self.sender.taken()
-        self.figures = {"exchange/bytes_per_token": self.sent * trainer.world.size / max(1, trainer.state.tokens)}
+        self.figures = {"exchange/bytes_per_token": self.sent * trainer.world.workers / max(1, trainer.state.tokens)}
+        self.figures |= {} if self.sender is None else self.sender.figures

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from cramming.parallel.greeting import DIGEST, Astray, Refused, greet
+from cramming.parallel.greeting import BEGINS, DIGEST, FRESH, TRAINED, Astray, Refused, greet
 from cramming.parallel.launch import launched
 from cramming.parallel.outer import Outer
 from cramming.parallel.peers import Peers
@@ -60,10 +60,10 @@ def test_a_worker_of_another_configuration_is_refused_and_named(tmp_path: Path) 
     refused(ended, "train.lr is 'a longer one' in worker 2 and '1' in worker 0")
 
 
-def greeted(facts: dict[str, str], past: bytes, fresh: bool) -> object:
+def greeted(facts: dict[str, str], past: bytes, part: int) -> object:
     launched(cpu=True, patience=timedelta(seconds=20))
     try:
-        return greet(Peers.of_launch(), facts, past, fresh=fresh)
+        return greet(Peers.of_launch(), facts, past, part)
     except (Refused, Astray) as error:
         return vars(error)
 
@@ -74,12 +74,19 @@ def of(*values: object) -> object:
 
 def test_who_comes_from_another_meeting_is_named_to_all(tmp_path: Path) -> None:
     pasts = of(bytes(DIGEST), b"another meeting.", bytes(DIGEST))
-    assert [each.value for each in several(greeted, tmp_path, {}, pasts, False, size=3)] == [{"workers": [1]}] * 3
+    assert [each.value for each in several(greeted, tmp_path, {}, pasts, TRAINED, size=3)] == [{"workers": [1]}] * 3
 
 
 def test_a_fresh_worker_has_no_vote_and_is_none_that_others_are_measured_by(tmp_path: Path) -> None:
     facts = of({"seed": "1"}, {"seed": "0"}, {"seed": "0"})
-    ended = several(greeted, tmp_path / "other", facts, bytes(DIGEST), of(True, False, False), size=3)
+    ended = several(greeted, tmp_path / "other", facts, bytes(DIGEST), of(FRESH, TRAINED, TRAINED), size=3)
     assert [list(each.value["why"]) for each in ended] == [[0]] * 3
-    ended = several(greeted, tmp_path / "same", {}, bytes(DIGEST), of(True, False, False), size=3)
+    ended = several(greeted, tmp_path / "same", {}, bytes(DIGEST), of(FRESH, TRAINED, TRAINED), size=3)
     assert [each.value for each in ended] == [[False, True, True]] * 3
+
+
+def test_who_begins_where_others_have_trained_has_to_take_over_first(tmp_path: Path) -> None:
+    ended = several(greeted, tmp_path / "some", {}, bytes(DIGEST), of(BEGINS, TRAINED, BEGINS), size=3)
+    assert [each.value for each in ended] == [{"workers": [0, 2]}] * 3
+    ended = several(greeted, tmp_path / "all", {}, bytes(DIGEST), of(FRESH, BEGINS, BEGINS), size=3)
+    assert [each.value for each in ended] == [[False, False, False]] * 3, "nobody has"

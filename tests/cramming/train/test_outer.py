@@ -91,11 +91,31 @@ def test_keys_of_outer_steps_rename_no_other_run(tmp_path: Path) -> None:
         ({"sync": "outer", "precision": "fp16"}, "train.precision is fp16"),
         ({"sync": "outer", "outer_momentum": 1.0}, "train.outer_momentum"),
         ({"sync": "sometimes"}, "train.sync"),
+        ({"workers": 2}, "train.workers is 2, and belongs to train.sync=outer"),
+        ({"lighthouse": "http://here:1"}, "train.lighthouse is http://here:1, and belongs to train.sync=outer"),
+        ({"sync": "outer", "workers": 2}, "train.workers is 2, and belongs to workers that meet by train.lighthouse"),
+        ({"sync": "outer", "workers": 2, "worker": 2}, "train.worker is 2 and train.workers is 2"),
+        ({"sync": "outer", "lighthouse": "here:1"}, "train.lighthouse is 'here:1'; give it as http://HOST:PORT"),
     ],
 )
 def test_settings_that_would_be_ignored_are_refused(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         TrainConfig(budget_steps=1, **settings)
+
+
+def test_workers_of_a_clock_each_are_refused() -> None:
+    with pytest.raises(UserError, match=r"train.budget_hours has a clock in each worker"):
+        TrainConfig(budget_hours=1.0, sync="outer", lighthouse="http://here:1")
+
+
+def test_how_many_workers_there_are_names_a_run_and_which_one_this_is_does_not(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"sync": "outer", "lighthouse": "http://here:1"}
+    two, three = (tiny_root(tmp_path, **settings, workers=number) for number in (2, 3))
+    last = tiny_root(tmp_path, **settings | {"lighthouse": "http://there:2"}, workers=3, worker=2)
+    assert two.run_name != three.run_name == last.run_name
+    assert last.run_folder == three.run_folder / "worker-2"
+    assert three.records == Path(three.results_dir), "number 0 writes the record"
+    assert last.records == last.run_folder
 
 
 def root_of(folder: Path, ffn: dict[str, Any], **settings: Any) -> PretrainRoot:
