@@ -66,7 +66,12 @@ def cell(sequences: Sequences, depth: int, workers: int, tokens: int) -> dict[st
     """What one meeting sends after as many tokens of each worker."""
     torch.manual_seed(0)
     settings = settings_from({"kind": "path", "trees": 1, "depth": depth}, "ffn").specification()
-    sizes: dict[str, Any] = {"vocab_size": VOCABULARY, "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 2}
+    sizes: dict[str, Any] = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 64,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+    }
     config = CrammedConfig(ffn=settings, positions="rotary", rotary_base=100.0, init_std=0.06, **sizes)
     models = [CrammedForMaskedLM(config) for _ in range(workers)]
     for model in models[1:]:

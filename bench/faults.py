@@ -32,12 +32,12 @@ WORKERS = 3
 SILENT_S, LATE_S = 5.0, 10.0  # after which a worker is thought dead; for which a meeting waits for one that is alive
 ANSWER_S = 30.0  # cramming.parallel.elastic.ANSWER: of one message
 BOUND_S = SILENT_S + LATE_S + ANSWER_S
-PAUSE_S = (1.0, 10.0)  # from a worker's return to the next kill, drawn evenly
+PAUSE_S = (0.0, 5.0)  # from a return to the next kill, drawn evenly
 START_S = 600.0  # in which a worker has to be there
 LOOK_S = 0.2
 SETTINGS = (
     *("train.sync=outer", "train.outer_steps=20", "train.log_steps=20", "train.batch=24", "train.microbatch=8"),
-    *("train.budget_tokens=null", "train.budget_steps=5000", "train.validations=20", "train.valid_sequences=512"),
+    *("train.budget_tokens=null", "train.budget_steps=1600", "train.validations=20", "train.valid_sequences=512"),
     *("train.patience_minutes=5", "train.usage_sequences=8"),
 )
 LIGHTHOUSE = (
