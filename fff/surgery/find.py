@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fff.activations import ACTIVATIONS
+from fff.layers.base import Feedforward
 from fff.surgery.blocks import Block, Candidate, Found, Left, candidates, widths
 from fff.surgery.calls import Arguments, Call, NoBlockError, called, evaluation, given_by, noise
 
@@ -48,7 +49,20 @@ def find_feedforward(model: nn.Module, sample: Any = None) -> Found:
                 left[candidate] = Left(candidate.path, str(reason))
     taken = {name for each in blocks for name in each.linears}
     telling = (each for candidate, each in left.items() if candidate.likely and not taken & set(candidate.linears))
-    return Found(tuple(blocks.values()), tuple(telling))
+    return Found(tuple(blocks.values()), (*telling, *_experts(model)))
+
+
+def _experts(model: nn.Module) -> Iterator[Left]:
+    """Modules of others whose weights are those of several blocks side by side."""
+    for path, module in model.named_modules():
+        weights = {name: len(each) for name, each in module.named_parameters(recurse=False) if each.dim() == 3}
+        alike = len(weights) > 1 and len(set(weights.values())) == 1 and min(weights.values()) > 1
+        if alike and not isinstance(module, Feedforward):
+            yield Left(
+                path,
+                f"its weights ({', '.join(weights)}) are those of several experts in one three-dimensional tensor each "
+                "and no linears; a router chooses among them, which one layer does not replace",
+            )
 
 
 def _block(model: nn.Module, candidate: Candidate, given: Arguments | None) -> Block:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub import HfApi, try_to_load_from_cache
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
@@ -17,6 +18,7 @@ from cramming.convert.pretrained.text import Batch
 from cramming.errors import UserError
 from cramming.model.saved import first_line, quiet
 
+ANSWER_S = 10.0  # that the hub has
 NO_CODE = {"trust_remote_code": False}  # that a model brings: never run, and nobody is asked whether to
 
 
@@ -62,6 +64,7 @@ def load_teacher(given: str, tokenizer: str | None = None) -> Teacher:
     source, options = _source(at_home(given, "distill.model"))
     with quiet():
         try:
+            _ask_hub(source)
             causal = _is_causal(source, options)
             auto = AutoModelForCausalLM if causal else AutoModel
             model = auto.from_pretrained(source, dtype=torch.float32, **NO_CODE, **options, **_unpacked(options))
@@ -133,6 +136,14 @@ def _source(given: str) -> tuple[str, dict[str, Any]]:
     if not path.is_dir() and (path.is_absolute() or given.startswith(".")):
         raise UserError(f"distill.model: {given} is missing.")
     return given, {}
+
+
+def _ask_hub(source: str) -> None:
+    """Raise what the hub says of an id that is not there, or that cannot be asked for: transformers asks again and
+    again, for half a minute and aloud. What is in the cache is not asked for.
+    """
+    if not Path(source).exists() and not isinstance(try_to_load_from_cache(source, "config.json"), str):
+        HfApi().model_info(source, timeout=ANSWER_S)
 
 
 def _unpacked(options: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import HfApi
 from scipy.stats import spearmanr
 from tokenizers import Tokenizer, models
 from torch import nn
@@ -20,7 +21,7 @@ from cramming.convert.pretrained.job import Job, Texts
 from cramming.convert.pretrained.judge import kept, neighbours
 from cramming.convert.pretrained.splits import scale_of, split_level
 from cramming.convert.pretrained.target import read_target
-from cramming.convert.pretrained.teacher import load_teacher, teacher_of
+from cramming.convert.pretrained.teacher import ANSWER_S, load_teacher, teacher_of
 from cramming.convert.pretrained.text import padded, refuse_unread
 from cramming.convert.pretrained.whole import Whole
 from cramming.errors import UserError
@@ -285,6 +286,26 @@ def test_leaves_keep_a_decoders_gates_and_begin_better_with_them(tmp_path: Path)
         mine = torch.cat([mine, torch.cat([layer.master_w_in, layer.master_w_value], -1)])
         assert {tuple(row) for row in mine.tolist()} <= rows  # each neuron with its own gate
     assert found.errors["begun"] < 0.9 * made(tmp_path / "none", "none", llama(), **STILL)[1].errors["begun"]
+
+
+def test_an_id_that_the_hub_does_not_have_is_told_at_once_and_once(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    asked = []
+
+    def model_info(self: Any, given: str, timeout: float) -> None:
+        asked.append((given, timeout))
+        raise OSError("404: there is no such model")
+
+    def ask(*_: Any, **__: Any) -> None:
+        raise AssertionError("transformers would ask again and again")
+
+    monkeypatch.setattr(HfApi, "model_info", model_info)
+    monkeypatch.setattr("cramming.convert.pretrained.teacher.AutoConfig.from_pretrained", ask)
+    with pytest.raises(UserError, match=r"distill\.model: nobody/nothing cannot be loaded .*404: there is no"):
+        load_teacher("nobody/nothing")
+    assert asked == [("nobody/nothing", ANSWER_S)]
+    assert "".join(capfd.readouterr()) == ""
 
 
 # What is wrong -> what the one line must name.

@@ -245,6 +245,19 @@ def test_the_report_says_what_was_replaced_by_what_and_what_was_left() -> None:
     ]
 
 
+def test_experts_in_one_tensor_are_left_with_the_reason() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.MixtralConfig(
+        vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, num_local_experts=3,
+    )  # fmt: skip
+    found = find_feedforward(transformers.MixtralForCausalLM(config))
+    assert not found.blocks
+    assert [each.path for each in found.left] == [f"model.layers.{n}.mlp.experts" for n in (0, 1)]
+    assert "experts in one three-dimensional tensor" in found.left[0].reason
+    assert not find_feedforward(nn.Sequential(PathFFF(8, 8, 2, 2), LeafFFF(8, 8, 2, 3))).left
+
+
 def test_gated_leaves_keep_a_gate() -> None:
     gated = {"kind": "leaf", "depth": 2, "leaf_width": 4, "activation": "silu", "gated": True}
     text = str(replace_feedforward(foreign("llama"), gated, keep_gates=True))
