@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32, help="texts of a forward pass (default 32)")
     parser.add_argument("--max-length", type=int, help="tokens of a text (default: what the model takes)")
     parser.add_argument("--int8", action="store_true", help="linears and trees in int8, of both models")
+    parser.add_argument("--fast", action="store_true", help="what is fastest on this processor, of both models")
     parser.add_argument("--threads", type=int, help="of the CPU (default: torch's choice)")
     with door():
         run(parser.parse_args())
@@ -53,9 +54,10 @@ def run(asked: argparse.Namespace) -> None:
     pairs = read_pairs(asked.stsb) if asked.stsb else None
     if asked.threads:
         torch.set_num_threads(asked.threads)
-    encoder = load_encoder(asked.model, asked.max_length, asked.int8)
-    other = load_encoder(asked.against, asked.max_length, asked.int8) if asked.against else None
-    print(f"model      {asked.model}, {encoder.max_length} tokens of a text{', in int8' if asked.int8 else ''}")
+    encoder = load_encoder(asked.model, asked.max_length, asked.int8, asked.fast)
+    other = load_encoder(asked.against, asked.max_length, asked.int8, asked.fast) if asked.against else None
+    form = ", in int8" if asked.int8 else ", made fast" if asked.fast else ""
+    print(f"model      {asked.model}, {encoder.max_length} tokens of a text{form}")
     if asked.sentence_transformers:
         write_sentence_model(encoder, asked.sentence_transformers)
         print(f"written    {asked.sentence_transformers}; its README.md says how sentence-transformers loads it")

@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32, help="texts of a forward pass (default 32)")
     parser.add_argument("--max-length", type=int, help="tokens of a text (default: what the model takes)")
     parser.add_argument("--int8", action="store_true", help="linears and trees in int8")
+    parser.add_argument("--fast", action="store_true", help="what is fastest on this processor")
     parser.add_argument("--threads", type=int, help="of the CPU (default: torch's choice)")
     with door():
         run(parser.parse_args())
@@ -45,7 +46,7 @@ def run(asked: argparse.Namespace) -> None:
     files = text_files(asked.texts)
     if asked.threads:
         torch.set_num_threads(asked.threads)
-    encoder = load_encoder(asked.model, asked.max_length, asked.int8)
+    encoder = load_encoder(asked.model, asked.max_length, asked.int8, asked.fast)
     index, new = build_index(encoder, files, asked.index, asked.batch)
     print(f"index      {len(index.texts):,} passages of {len(files)} files, {new} of them new, in {asked.index}")
     for query in asked.query or asking():

@@ -38,10 +38,12 @@ def write_sentence_model(encoder: SentenceEncoder, folder: Path) -> None:
     """Write weights, configuration, tokenizer, pooling and card, complete or absent.
 
     Raises:
-        UserError: something is at `folder` already, the encoder is in int8, or its tokenizer has no padding token.
+        UserError: something is at `folder` already, the encoder is in int8 or made fast, or its tokenizer has no
+            padding token.
     """
-    if encoder.identity["int8"]:
-        raise UserError(f"{folder} cannot hold a model in int8, which is made when one is loaded; leave int8 out.")
+    for how, words in (("int8", "in int8"), ("fast", "made fast")):
+        if encoder.identity.get(how):
+            raise UserError(f"{folder} cannot hold a model {words}, which is done when one is loaded; leave {how} out.")
     if encoder.tokenizer.pad_token is None:
         raise UserError("the tokenizer has no padding token, which sentence-transformers needs; set its pad_token.")
     config: Any = encoder.model.config

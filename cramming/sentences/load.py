@@ -11,12 +11,12 @@ from cramming.model.foreign import LONGEST, encoder_of, folder_of, is_foreign, t
 from cramming.model.saved import first_line, load_tokenizer, load_weights, open_pretrained
 from cramming.sentences.encoder import SentenceEncoder
 from fff.hardening import set_hardening
-from fff.optimise import optimise_for_cpu
+from fff.optimise import fastest_linears, optimise_for_cpu
 
 STEPS = ("Transformer", "Pooling", "Normalize")  # of sentence-transformers; a vector is normalised in any case
 
 
-def load_encoder(path: Path, max_length: int | None = None, int8: bool = False) -> SentenceEncoder:
+def load_encoder(path: Path, max_length: int | None = None, int8: bool = False, fast: bool = False) -> SentenceEncoder:
     """The encoder of a model folder, or of the run's folder around it, in float32 and in evaluation mode, on the CPU.
 
     Weights are read from SafeTensors alone, and no code that a folder brings is run.
@@ -24,11 +24,14 @@ def load_encoder(path: Path, max_length: int | None = None, int8: bool = False) 
     Args:
         max_length: tokens of a text; fewer than the model takes, or None for what its folder says.
         int8: linears and trees of neurons in int8 (`fff.optimise`), for the CPU. Such an encoder cannot be saved.
+        fast: the same in what `fff.optimise` chooses for this processor.
 
     Raises:
         UserError: the folder holds no model or tokenizer, they are damaged or do not fit, it pools in another way, or
-            nothing in it can be int8 here.
+            nothing in it can be int8 here, or made fast.
     """
+    if int8 and fast:
+        raise UserError("int8 and fast are two choices of one thing; give one of them.")
     folder = folder_of(path)
     if not (folder / "config.json").is_file():
         raise UserError(f"{path} holds no model (no config.json); give a model folder, or a run's folder around one.")
@@ -42,16 +45,19 @@ def load_encoder(path: Path, max_length: int | None = None, int8: bool = False) 
         model = load_weights(AutoModel, pretrained)
     set_hardening(model, form="hard")
     model = model.float().eval()
-    if int8:
+    linears = "int8" if int8 else fastest_linears() if fast else None
+    if linears:
         try:
-            optimise_for_cpu(model, linears="int8")
+            optimise_for_cpu(model, linears=linears)
         except (ValueError, RuntimeError) as error:
-            raise UserError(f"{path} cannot be used in int8 ({first_line(error)}); use it as it is.") from error
+            how = "in int8" if int8 else "fast"
+            raise UserError(f"{path} cannot be used {how} ({first_line(error)}); use it as it is.") from error
     return SentenceEncoder(
         model=model,
         tokenizer=tokenizer,
         max_length=_length(folder, model, tokenizer, max_length),
-        identity={"model": _digest(folder), "pooling": "mean", "normalised": True, "int8": int8},
+        identity={"model": _digest(folder), "pooling": "mean", "normalised": True, "int8": int8}
+        | ({"fast": linears} if fast else {}),
     )
 
 

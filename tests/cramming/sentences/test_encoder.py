@@ -13,6 +13,7 @@ from cramming.sentences.export import write_sentence_model
 from cramming.sentences.load import load_encoder
 from cramming.sentences.speed import sentences_per_s
 from cramming.sentences.stsb import read_pairs, stsb
+from fff.layers.bfloat16_linear import Bfloat16Linear
 from fff.layers.int8_linear import unusable
 from fff.layers.quantised import QuantisedPath
 from fff.optimise import optimise_for_cpu
@@ -64,6 +65,21 @@ def test_in_int8_the_model_is_the_optimised_one_and_no_folder_is_written(kind: s
     with pytest.raises(UserError, match="cannot hold a model in int8"):
         write_sentence_model(fast, tmp_path / "written")
     assert not (tmp_path / "written").exists()
+
+
+def test_fast_is_what_this_processor_does_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cramming.sentences.load.fastest_linears", lambda: "bfloat16")
+    folder = FOLDERS["run"](tmp_path)
+    plain, fast = load_encoder(folder), load_encoder(folder, fast=True)
+    assert any(isinstance(module, Bfloat16Linear) for module in fast.model.modules())
+    assert fast.identity == {**plain.identity, "fast": "bfloat16"}
+    vectors = fast.encode(TEXTS)
+    assert vectors.dtype == np.float32
+    assert 0.999 < (vectors * plain.encode(TEXTS)).sum(1).min() < 1 - 1e-6
+    with pytest.raises(UserError, match="cannot hold a model made fast"):
+        write_sentence_model(fast, tmp_path / "written")
+    with pytest.raises(UserError, match="two choices of one thing"):
+        load_encoder(folder, int8=True, fast=True)
 
 
 def test_a_model_in_which_nothing_can_be_int8_is_refused(tmp_path: Path) -> None:
