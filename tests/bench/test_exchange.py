@@ -7,12 +7,16 @@ import pytest
 import torch
 from torch import nn
 
-from bench.exchange import ZipfTokens, cell, sent
+from bench.exchange import ZipfTokens, cell, sent, table_of
+from cramming.files import read_json
 from cramming.parallel.launch import launched
 from cramming.parallel.outer import Outer
 from cramming.parallel.peers import Peers
+from cramming.record import read_record
 from fff.layers.path import PathFFF
 from tests.helpers.several import several
+
+ROOT = Path(__file__).parents[2]
 
 
 def exchanged(by_rows: bool, moved: int) -> tuple[int, int]:
@@ -43,3 +47,21 @@ def test_more_tokens_between_meetings_make_more_rows_differ() -> None:
     assert 0 < few["rows_that_differ"] < many["rows_that_differ"] <= many["rows"] == 4 * 1023
     assert few["rows_bytes"] < many["rows_bytes"]
     assert few["dense_bytes"] == many["dense_bytes"]
+
+
+def test_the_page_has_the_figures_that_were_recorded() -> None:
+    page = (ROOT / "docs" / "scale.md").read_text()
+    found: dict[tuple[str, int], list[tuple[float, float]]] = {}
+    for path in sorted((ROOT / "results" / "workers" / "runs").glob("*.json")):
+        record = read_record(path)
+        key = (record["config"]["train"]["sync"], record["machine"]["processes"])
+        metrics = record["metrics"]
+        found.setdefault(key, []).append((metrics["valid_loss"], metrics["exchange_bytes_per_token"]))
+    assert len(found) == 4
+    for (sync, workers), seeds in found.items():
+        losses = ", ".join(f"{loss:.3f}" for loss, _ in seeds)
+        bytes_of = ", ".join(dict.fromkeys(f"{each:,.0f}" for _, each in seeds))
+        assert f"| {workers} | {sync.replace('_', ' ')} | {losses} | {bytes_of} " in page
+    cells = read_json(ROOT / "results" / "workers" / "exchange.json")["cells"]
+    for line in table_of(cells):
+        assert line in page
