@@ -26,11 +26,11 @@ from bench.rows import stamp
 from cramming.door import door, path_argument
 from cramming.errors import UserError
 from cramming.files import sha256, write_json
+from cramming.parallel.elastic import ANSWER_S
 from cramming.train.history import read_history
 
 WORKERS = 3
 SILENT_S, LATE_S = 5.0, 10.0  # after which a worker is thought dead; for which a meeting waits for one that is alive
-ANSWER_S = 30.0  # cramming.parallel.elastic.ANSWER: of one message
 BOUND_S = SILENT_S + LATE_S + ANSWER_S
 PAUSE_S = (0.0, 5.0)  # from a return to the next kill, drawn evenly
 START_S = 600.0  # in which a worker has to be there

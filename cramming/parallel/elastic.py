@@ -24,7 +24,7 @@ from cramming.parallel.peers import Peers
 Found = TypeVar("Found")
 
 CONNECT = timedelta(seconds=10)  # to the lighthouse
-ANSWER = timedelta(seconds=30)  # for one message of an exchange, and for what a newcomer takes over
+ANSWER_S = 30.0  # for one message of an exchange, and for what a newcomer takes over; FFF_ANSWER_S in the environment
 
 
 class Members:
@@ -56,9 +56,9 @@ class Members:
         self.lighthouse, self.worker, self.patience, self._take = lighthouse, worker, timedelta(minutes=minutes), take
         self.fresh = False
         manager, gloo = _torchft()
-        here = socket.gethostname()
+        here, answer = socket.gethostname(), timedelta(seconds=float(os.environ.get("FFF_ANSWER_S", ANSWER_S)))
         self._store = dist.TCPStore(here, 0, is_master=True, wait_for_workers=False)
-        self._group = gloo(timeout=ANSWER)
+        self._group = gloo(timeout=answer)
         try:
             self._manager = manager(
                 pg=self._group,
@@ -66,7 +66,7 @@ class Members:
                 state_dict=give,
                 min_replica_size=1,
                 use_async_quorum=False,
-                timeout=ANSWER,
+                timeout=answer,
                 quorum_timeout=self.patience,
                 connect_timeout=CONNECT,
                 rank=0,
