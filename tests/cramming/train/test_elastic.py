@@ -110,6 +110,7 @@ def test_one_that_was_stopped_with_all_others_goes_on_from_its_checkpoint(three:
 
 
 def test_one_goes_on_without_one_that_was_killed_and_a_new_one_takes_over_what_it_has(tmp_path: Path) -> None:
+    pytest.importorskip("torchft", reason="needs the optional torchft")
     with lighthouse(2) as address:
         first, second = Worker(tmp_path, address, 0), Worker(tmp_path, address, 2, "send=KILL@7")
         assert second.end() == -signal.SIGKILL
