@@ -23,7 +23,8 @@ TINY = (
     "data=text data.files=[{home}/text.txt] data.valid_files=[] data.valid_share=0.2 data.vocab_size=200 "
     "data.seq_len=32 data.examples=[] data.workers=1 "
     "model.hidden_size=16 model.layers=1 model.heads=2 train.budget_hours=null train.budget_tokens=2000 train.batch=8 "
-    "train.microbatch=8 train.precision=fp32 train.compile=false wandb=off"
+    "train.microbatch=8 train.precision=fp32 train.compile=false train.validations=1 train.valid_sequences=16 "
+    "train.checkpoints=1 wandb=off"
 )
 SMALL = {
     "pretrain": TINY,
