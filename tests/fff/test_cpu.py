@@ -300,8 +300,8 @@ def huge(address):
             inside = int(area[1], 16) <= address < int(area[2], 16)
         elif inside and line.startswith("AnonHugePages"):
             return int(line.split()[1])
-layer, x = PathFFF(768, 768, 11, provider="cpu").eval(), torch.randn(3, 768)
-quantised = QuantisedPath.from_float(layer, "cpu").eval()
+layer, x = PathFFF(768, 768, 13, provider="cpu").eval(), torch.randn(3, 768)
+quantised = QuantisedPath.from_float(layer, "cpu").eval()  # 12 MB: huge pages lie around its middle wherever it begins
 for module in (layer, quantised):
     middle = module.w_in.data_ptr() + module.w_in.nbytes // 2
     before, kept, at = huge(middle), module.w_in.clone(), module.w_in.data_ptr()
