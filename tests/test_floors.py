@@ -18,7 +18,7 @@ FLOORS = {
         ("fff.balance", "fff.layers.base", "fff.layers.checks", "fff.layers.nodes", "fff.layers.operands"),
         ("fff.layers", "fff.rivals"),
         ("fff",),  # the package's own page
-        ("fff.feedforward", "fff.halving", "fff.hardening", "fff.testing"),
+        ("fff.feedforward", "fff.frozen", "fff.halving", "fff.hardening", "fff.testing"),
         ("fff.usage", "fff.regions", "fff.inside"),
         ("fff.surgery", "fff.export", "fff.store"),
         ("fff.optimise",),

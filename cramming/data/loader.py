@@ -71,6 +71,8 @@ class MicrobatchLoader(Generic[Batch]):
 
     Args:
         make: makes a microbatch from token sequences (m, S) int64 and their run positions (m,).
+        own: the sequences are this process's alone, and it reads all of them, one after another in the order; a start
+            is then where all processes have read as much.
     """
 
     def __init__(
@@ -83,9 +85,10 @@ class MicrobatchLoader(Generic[Batch]):
         microbatch: int,
         process: int = 0,
         processes: int = 1,
+        own: bool = False,
         pin: bool = False,
     ) -> None:
-        self.shards, self.order, self.make, self.pin = shards, order, make, pin
+        self.shards, self.order, self.make, self.own, self.pin = shards, order, make, own, pin
         self.microbatch, self.stride = microbatch, microbatch * processes
         self.offset = process * microbatch
         self.first = start + self.offset
@@ -139,7 +142,8 @@ class MicrobatchLoader(Generic[Batch]):
     def made(self, position: int) -> Batch:
         """The microbatch that begins at a run position, made here and now."""
         positions = np.arange(position, position + self.microbatch, dtype=np.int64)
-        batch = self.make(self.shards.take(self.order.indices(positions)), positions)
+        places = positions // self.stride * self.microbatch + positions % self.microbatch if self.own else positions
+        batch = self.make(self.shards.take(self.order.indices(places)), positions)
         return batch.pinned() if self.pin else batch
 
     def _put(self, item: Batch | BaseException) -> None:

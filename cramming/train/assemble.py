@@ -14,25 +14,30 @@ from cramming.objectives.config import OBJECTIVES
 from cramming.parallel.world import World
 from cramming.train.compiled import compile_blocks, compiled
 from cramming.train.config import TrainConfig
+from cramming.train.frozen import check_frozen
 from cramming.train.hardening import LAYER_FORMS, Hardening
 from cramming.train.optim import build_optimiser
 from cramming.train.oracle import check_oracle
 from cramming.train.parts import Parts, Tokens
 from cramming.train.root import PretrainRoot
 from cramming.train.split import check_split
+from cramming.train.start import start_from, start_of
 from cramming.train.width import start_by_width, width_factor
 from fff.hardening import set_hardening
 from fff.layers.base import Feedforward
 
 
 def assemble(root: PretrainRoot, data: Tokens, world: World) -> Parts:
-    """Everything at its beginning; weights follow from the seed.
+    """Everything at its beginning; weights follow from the seed, or are those of `train.start`.
 
     Raises:
-        UserError: the feedforward layer cannot be, or cannot take the form of training.
+        UserError: the feedforward layer cannot be, or cannot take the form of training; or the model to start from is
+            missing, damaged or another one.
     """
     objective = objective_of(root, data)
     model = build_model(root, data, world.seed)
+    if start := start_of(root):
+        start_from(start, model)
     if world.workers > 1:
         # Up to here equal generators made equal weights. From here each process draws its own numbers: otherwise the
         # region leak would turn round the same decisions in all of them.
@@ -129,4 +134,5 @@ def check_layer(root: PretrainRoot) -> None:
     except ValueError as error:
         raise UserError(f"hardening: {error}") from None
     check_split(root, layer)
+    check_frozen(root, layer)
     check_oracle(root, layer)

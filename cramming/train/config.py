@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, field, fields
 
-from cramming.checks import number, numbers, one_of
+from cramming.checks import number, numbers, one_of, paths
 from cramming.errors import UserError
 
 BUDGETS = ("budget_tokens", "budget_steps", "budget_hours")
@@ -14,7 +14,7 @@ ATTENTIONS = ("auto", "sdpa", "eager")
 SHARDINGS = ("none", "ddp", "fsdp")
 SYNCS = ("every_step", "outer")
 EXCHANGES = ("rows", "dense")
-OF_OUTER = ("outer_steps", "outer_lr", "outer_momentum", "exchange", "lighthouse", "workers", "worker")
+OF_OUTER = ("outer_steps", "outer_lr", "outer_momentum", "exchange", "documents", "lighthouse", "workers", "worker")
 WANDB_MODES = ("auto", "offline", "online", "off")
 
 
@@ -58,6 +58,9 @@ class TrainConfig:
     equal_start: bool = False
     # Neurons used by a token beyond which output weights begin smaller and learn slower (width.py); 0: no such rule.
     width_base: int = 0
+    # A finished run's folder, or the model's in it: its weights are what this run begins with, at step 0 of its own.
+    start: str | None = None
+    frozen_levels: int = 0  # first levels of every tree (ffn=path) that stay as they begin: 1 is the root alone
     initial_split: int = 0  # training sequences whose tokens set the trees' biases at the start: half go right
     # At the end, of dense layers: the validation loss with each token's k most active neurons alone, for each k.
     oracle: list[int] = field(default_factory=list)
@@ -71,6 +74,8 @@ class TrainConfig:
     outer_momentum: float = 0.9  # Nesterov's
     # What travels at a meeting. rows: of feedforward layers those that differ between workers; dense: all. Same result.
     exchange: str = "rows"
+    # Folder of scripts/deal.py: worker k reads what was dealt to it. Without it all read from all documents in turn.
+    documents: str | None = None
     # Workers that come and go, each started by itself: address of their lighthouse, how many share the data, which this
     # one is. Without it all processes that a launcher started together are the workers.
     lighthouse: str | None = None  # http://HOST:PORT
@@ -84,7 +89,9 @@ class TrainConfig:
         self._check_budget()
         counts = ("microbatch", "batch", "validations", "valid_sequences", "checkpoints", "keep_checkpoints")
         numbers("train", self, (*counts, "log_steps", "usage_sequences", "usage_steps"), least=1)
-        numbers("train", self, ("initial_split", "width_base"), least=0)
+        numbers("train", self, ("initial_split", "width_base", "frozen_levels"), least=0)
+        paths("train", self, ("start", "documents"))
+        self._check_split()
         one_of("train.schedule", self.schedule, LR_SCHEDULES)
         one_of("train.precision", self.precision, PRECISIONS)
         one_of("train.compile_mode", self.compile_mode, COMPILE_MODES)
@@ -110,6 +117,15 @@ class TrainConfig:
                 f"train.batch is {self.batch}, which is no multiple of train.microbatch={self.microbatch}; "
                 f"try train.batch={max(1, round(self.batch / self.microbatch)) * self.microbatch}."
             )
+
+    def _check_split(self) -> None:
+        """The split is by sequences of all, before anything is learnt."""
+        for name in ("start", "documents"):
+            if self.initial_split and getattr(self, name) is not None:
+                raise UserError(
+                    f"train.initial_split is {self.initial_split}, and is for fresh trees that all workers' text goes "
+                    f"through; train.{name} is given: set train.initial_split=0, or train.{name}=null."
+                )
 
     def _check_sharding(self) -> None:
         if self.sharding != "fsdp":

@@ -43,6 +43,9 @@ def history_metrics(rows: list[dict[str, Any]], unigram_loss: float) -> dict[str
         }
         if "exchange/bytes_per_token" in rows[-1]:  # of several processes
             metrics["exchange_bytes_per_token"] = rows[-1]["exchange/bytes_per_token"]
+        for name in ("rows", "touched", "overlap"):  # of the last meeting before each row
+            if found := [row[f"exchange/{name}"] for row in rows if f"exchange/{name}" in row]:
+                metrics[f"exchange_{name}"] = sum(found) / len(found)
         metrics |= device_metrics(rows)
     return metrics
 

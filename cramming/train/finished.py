@@ -10,6 +10,7 @@ from cramming.files import read_json, sha256, write_json
 from cramming.record import Record, read_record, recognised, record_file
 from cramming.train.oracle import oracle_metric
 from cramming.train.root import PretrainRoot
+from cramming.train.start import origins
 
 # Sources on this machine: what they hold now is known without a download.
 LOCAL = ("docs", "text")
@@ -33,6 +34,7 @@ def ended_already(root: PretrainRoot, prepared: Path | None) -> bool:
             f"{root.run_name} is {record['status']} already, on data of fingerprint {data}; data.* gives {now} now. "
             "For a new run give the new text a name of its own (data.name=...), or put the old text back."
         )
+    refuse_other_origins(root, record)
     name, _ = recognised(root.records, record["name"], {"data_fingerprint": data})
     kept = record_file(root.records, name)
     if not kept.exists():
@@ -46,6 +48,20 @@ def ended_already(root: PretrainRoot, prepared: Path | None) -> bool:
             f"again with them, move {root.run_folder} away"
         )
     return True
+
+
+def refuse_other_origins(root: PretrainRoot, record: Record) -> None:
+    """UserError where `train.start` or `train.documents` hold something else now; what is gone is not compared."""
+    try:
+        now = origins(root)
+    except UserError:
+        return
+    for key, value in now.items():
+        if record.get(key) != value:
+            raise UserError(
+                f"{root.run_name} is {record['status']} already, with another content of train.{key} ("
+                f"{str(record.get(key))[:16]}, now {value[:16]}); put that back, or give the new one another path."
+            )
 
 
 def refuse_diverged(root: PretrainRoot, record: Record) -> None:

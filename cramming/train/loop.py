@@ -12,6 +12,7 @@ from cramming.train.budget import batch_at, crosses_mark, lr_factor, progress
 from cramming.train.clock import Stopwatch
 from cramming.train.compiled import begin_pass, clear_gradients
 from cramming.train.parts import Parts, TrainState
+from fff.frozen import FrozenLevels
 
 
 @runtime_checkable
@@ -97,6 +98,8 @@ class Trainer:
         self.parts, self.config, self.world, self.state = parts, parts.config, parts.world, parts.state
         self.loader, self.batches = batches, iter(batches)
         self.hooks, self.stopwatch = hooks, stopwatch or Stopwatch()
+        levels = self.config.frozen_levels
+        self.frozen = FrozenLevels(parts.model, levels) if levels else None
         self.pending = 0.0  # seconds that are not agreed upon yet
         self.met = parts.state.reached  # progress at the last step at which what is due at marks could be done
         self.stop_reason: str | None = None
@@ -144,12 +147,16 @@ class Trainer:
 
         Decided on the device: what is not finite never reaches the weights, and the host need not wait to know.
         """
-        parts = self.parts
+        parts, frozen = self.parts, self.frozen
+        if frozen:
+            frozen.drop_gradients()
         norm = self.world.clip(parts.wrapped.parameters(), self.config.clip)
         finite = torch.isfinite(loss) & torch.isfinite(norm)
         for group in parts.optimiser.param_groups:
             group["lr"] = lr * group.get("lr_factor", 1.0)
         self.world.update(parts.optimiser, finite)
+        if frozen:
+            frozen.restore()
         return norm, finite
 
     def jump(self, state: TrainState) -> None:

@@ -14,6 +14,7 @@ from cramming.parallel.outer import Meeting, Outer
 from cramming.parallel.peers import Peers
 from cramming.train.loop import Hook, Step, Trainer
 from cramming.train.parts import TrainState
+from cramming.train.touched import Touched
 
 
 class OuterSteps(Hook):
@@ -37,6 +38,7 @@ class OuterSteps(Hook):
         self.members: Members | None = None
         self.remembered: dict[str, Any] = {}
         self.optimiser: Any = None
+        self.touched: Touched | None = None
         self.figures: dict[str, float] = {}
 
     def state(self) -> dict[str, Any]:
@@ -62,6 +64,7 @@ class OuterSteps(Hook):
             by_rows=config.exchange == "rows",
             facts=self.facts,
         )
+        self.touched = Touched(trainer.parts.model)
         self.outer.begin(self.remembered.get("velocity", {}))
         if "optimiser" in self.remembered:
             self.optimiser.load_state_dict(self.remembered["optimiser"])
@@ -72,6 +75,8 @@ class OuterSteps(Hook):
     def on_step(self, trainer: Trainer, step: Step) -> None:
         """Meet when it is time, and count the time against the budget."""
         assert self.outer is not None
+        assert self.touched is not None
+        self.touched.note()
         if not trainer.meets:
             return
         trainer.stopwatch.start()
@@ -79,6 +84,7 @@ class OuterSteps(Hook):
         meeting = self._meet(trainer) if self.members else self.outer.meet()
         assert meeting is not None  # this one has trained
         self._note(meeting, started)
+        self.figures |= self.touched.taken(trainer.world)
         trainer.spend()
 
     def on_end(self, trainer: Trainer) -> None:

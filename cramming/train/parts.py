@@ -95,5 +95,6 @@ class Parts:
             microbatch=self.config.microbatch,
             process=self.world.worker,
             processes=self.world.workers,
+            own=self.config.documents is not None,
             pin=self.world.device.type == "cuda",
         )

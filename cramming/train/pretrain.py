@@ -23,6 +23,7 @@ from cramming.train.compiled import check_compiler
 from cramming.train.finished import ended_already, model_is_whole
 from cramming.train.root import PretrainRoot
 from cramming.train.run import Run, RunFolder
+from cramming.train.start import check_start, with_documents
 from cramming.train.tracking import check_wandb
 from cramming.values import flat
 
@@ -89,6 +90,8 @@ def run_in(world: World, root: PretrainRoot, folder: RunFolder, prepared: Path |
             return
         data = shared_data(root, prepared, world)
         check_lengths(root.data.examples, data)
+        check_start(root, data)
+        data = with_documents(root, data, world)
         run = Run(root, folder, world, data)
         if trained:
             run.write_model_again(read_record(folder.record))

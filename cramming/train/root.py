@@ -43,7 +43,14 @@ COSMETIC = listed(
 )
 # Who computes, and in which order, gives equal results by contract; names had these once.
 EQUAL = listed({"ffn": "execution provider", "train": "compile attention exchange"})
-PATHS = listed({"": "output_dir results_dir", "data": "files valid_files tokenizer remote", "data.hub": "id"})
+PATHS = listed(
+    {
+        "": "output_dir results_dir",
+        "data": "files valid_files tokenizer remote",
+        "data.hub": "id",
+        "train": "start documents",
+    }
+)
 
 KEYS = Keys(FIXED, COSMETIC | EQUAL, PATHS)
 # How runs were named before, newest first: under such a name too a run is finished, or goes on.

@@ -33,6 +33,7 @@ from cramming.train.profiling import Profile
 from cramming.train.providers import Providers
 from cramming.train.root import PretrainRoot
 from cramming.train.split import split_initially
+from cramming.train.start import origins
 from cramming.train.tracking import Mirror, close_wandb, open_wandb, wandb_mirror, wandb_usage
 from cramming.train.traffic import Traffic
 from cramming.train.usage import UsageHook
@@ -73,7 +74,8 @@ class Run:
     def __init__(self, root: PretrainRoot, folder: RunFolder, world: World, data: PreparedData) -> None:
         self.root, self.folder, self.world, self.data = root, folder, world, data
         config = root.train
-        identity = {"configuration": root.identity, "data": data.fingerprint}
+        self.origins = origins(root)
+        identity = {"configuration": root.identity, "data": data.fingerprint, **self.origins}
         self.checkpoints = Checkpoints(folder.path / "checkpoints", identity, keep=config.keep_checkpoints)
         self.parts = assemble(root, data, world)
         self.validation = Validation(
@@ -195,7 +197,7 @@ class Run:
         return hooks
 
     def _facts(self) -> dict[str, Any]:
-        return {"the code": code_hash(), "the data": self.data.fingerprint, **self.root.facts()}
+        return {"the code": code_hash(), "the data": self.data.fingerprint, **self.origins, **self.root.facts()}
 
     def _wandb(self) -> Mirror | None:
         root = self.root
@@ -252,6 +254,7 @@ class Run:
                 "curve": history_curve(rows),
                 "seconds_not_counted": round(state.uncounted, 3),
                 "environment": recorded_environment(),
+                **self.origins,
                 **extra,
             },
         )
