@@ -144,7 +144,7 @@ def open_dealt(folder: Path, data: PreparedData, worker: int, workers: int, *, t
 
 
 def _facts(folder: Path) -> dict[str, Any]:
-    content = read_json(folder / DEALT) if folder.is_dir() else None
+    content = read_json(folder / DEALT) if (folder / DEALT).is_file() else None
     if not isinstance(content, dict) or not {"dealt_from", "fingerprints"} <= content.keys():
         raise UserError(f"train.documents: {folder} is no folder that scripts/deal.py wrote; give one, or null.")
     return content
