@@ -48,19 +48,23 @@ def check_documents(data: PreparedData) -> None:
 
 
 def deal(
-    data: PreparedData, to: np.ndarray, folder: Path, facts: dict[str, Any], figures: dict[str, Any] | None = None
+    data: PreparedData,
+    to: np.ndarray,
+    workers: int,
+    folder: Path,
+    facts: dict[str, Any],
+    figures: dict[str, Any] | None = None,
 ) -> None:
     """Write the folder, complete or absent.
 
     Args:
-        to: (documents,) int, the worker that gets each; every worker gets a sequence at least.
+        to: (documents,) int, the worker that gets each, from 0 to workers - 1.
         facts: how that was decided, as plain values for `dealt.json` and the manifests.
         figures: what it came to, for `dealt.json` alone.
 
     Raises:
         UserError: the folder exists, or a worker would get less than one sequence.
     """
-    workers = int(to.max()) + 1
     with new_folder(folder) as beside:
         homes = [_home(data, beside / f"worker-{worker}") for worker in range(workers)]
         none = np.zeros(data.vocab_size, np.int64)  # letters are counted for an order that these have not

@@ -17,6 +17,7 @@ from cramming.data.dealt import blocks, check_documents, deal
 from cramming.data.shards import PreparedData, open_prepared
 from cramming.errors import UserError
 from cramming.files import refuse_existing
+from cramming.model import CrammedModel
 from cramming.model.saved import Pretrained, load_tokenizer, open_pretrained
 from cramming.regions.measure import load_encoder
 from fff.layers.base import Trees
@@ -60,27 +61,23 @@ def sort_documents(
     refuse_existing(out)
     data, pretrained = open_prepared(data_folder), open_pretrained(checkpoint)
     check_documents(data)
-    visits = visits_of(pretrained, data, levels)
-    if tree is not None and tree not in visits.names:
-        raise UserError(f"--tree is {tree}; the model has {', '.join(visits.names)}.")
+    model = load_encoder(pretrained)
+    layers = layers_of(model, pretrained, data, levels)
+    if tree is not None and tree not in (names := names_of(layers)):
+        raise UserError(f"--tree is {tree}; the model has {', '.join(names)}.")
+    visits = visits_of(model, layers, data, levels)
     found = [(name, shares(visits.at(number, level))) for number, name in enumerate(visits.names)]
     parts = {name: apart(visits.at(number, level), to) for number, (name, to) in enumerate(found)}
     chosen = tree or max(parts, key=lambda name: parts[name])
     to = dict(found)[chosen]
     facts = {"by": pretrained.run, "weights_sha256": pretrained.weights_sha256, "tree": chosen}
     told = figures(visits, to)
-    deal(data, to, out, facts, told)
+    deal(data, to, workers, out, facts, told)
     return {**facts, "figures": told}
 
 
-@torch.inference_mode()
-def visits_of(pretrained: Pretrained, data: PreparedData, levels: int) -> Visits:
-    """Where the model leads every training token, no token masked; a bar shows how far.
-
-    Raises:
-        UserError: the model has no trees, or shallower ones, or reads other tokens.
-    """
-    model = load_encoder(pretrained)
+def layers_of(model: CrammedModel, pretrained: Pretrained, data: PreparedData, levels: int) -> dict[str, Trees]:
+    """The model's layers of trees by name (UserError: none, or shallower ones, or the model reads other tokens)."""
     layers = {name: layer for name, layer in routed_layers(model).items() if isinstance(layer, Trees)}
     if not layers or any(layer.reads_tokens or layer.depth < levels for layer in layers.values()):
         raise UserError(
@@ -89,7 +86,18 @@ def visits_of(pretrained: Pretrained, data: PreparedData, levels: int) -> Visits
         )
     if load_tokenizer(pretrained).get_vocab() != data.tokenizer().get_vocab() or pretrained.max_length < data.seq_len:
         raise UserError(f"{pretrained.folder} cannot read {data.folder}: other tokens, or longer sequences.")
-    names = [f"{name}/{tree}" for name, layer in layers.items() for tree in range(layer.trees)]
+    return layers
+
+
+def names_of(layers: dict[str, Trees]) -> list[str]:
+    """The trees' names, LAYER/TREE."""
+    return [f"{name}/{tree}" for name, layer in layers.items() for tree in range(layer.trees)]
+
+
+@torch.inference_mode()
+def visits_of(model: CrammedModel, layers: dict[str, Trees], data: PreparedData, levels: int) -> Visits:
+    """Where the model leads every training token, no token masked; a bar shows how far."""
+    names = names_of(layers)
     documents = int(data.unigram_counts()[data.token_id("<sep>")]) + 1
     counts = np.zeros((len(names), documents, 2**levels), np.int32)
     with recorded_inputs(model) as inputs, tqdm(total=len(data.train), desc="read", unit=" sequences") as bar:

@@ -28,7 +28,7 @@ class Touched:
         """After each step."""
         for (weight, rows), seen in zip(self._tables, self.rows, strict=True):
             if weight.grad is not None:
-                seen |= (weight.grad.view(rows, -1) != 0).any(1)
+                seen |= (weight.grad.reshape(rows, -1) != 0).any(1)
 
     def taken(self, world: World) -> dict[str, float]:
         """Figures since they were asked for last, over all processes, which meet.

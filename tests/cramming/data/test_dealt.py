@@ -25,7 +25,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
 @pytest.fixture
 def dealt(data: PreparedData, tmp_path: Path) -> Path:
     to = np.arange(documents_in(stream(data))) % 3
-    deal(data, to, tmp_path / "dealt", {"by": "turns"})
+    deal(data, to, 3, tmp_path / "dealt", {"by": "turns"})
     return tmp_path / "dealt"
 
 
@@ -119,9 +119,9 @@ def test_tokens_without_whole_documents_and_empty_shares_are_refused(data: Prepa
     to = np.zeros(documents_in(stream(data)), np.int64)
     to[0] = 2
     with pytest.raises(UserError, match=r"worker 1 of 3 would get less than one sequence"):
-        deal(data, to, tmp_path / "dealt", {})
+        deal(data, to, 3, tmp_path / "dealt", {})
     assert not (tmp_path / "dealt").exists()
     (tmp_path / "dealt").mkdir()
     (tmp_path / "dealt" / "file").touch()
     with pytest.raises(UserError, match="exists, and nothing is written over it"):
-        deal(data, to, tmp_path / "dealt", {})
+        deal(data, to, 3, tmp_path / "dealt", {})

@@ -14,7 +14,7 @@ from cramming.data.prepare import prepare
 from cramming.data.shards import PreparedData
 from cramming.errors import UserError
 from cramming.model.saved import open_pretrained
-from cramming.regions.documents import Visits, apart, figures, shares, sort_documents, visits_of
+from cramming.regions.documents import Visits, apart, figures, layers_of, shares, sort_documents, visits_of
 from cramming.regions.measure import load_encoder
 from fff.regions import recorded_inputs, routed_layers
 from tests.helpers.data import make_documents, text_config, write_txt
@@ -67,8 +67,8 @@ def test_figures_say_how_much_of_a_document_goes_one_way() -> None:
 
 def test_visits_are_the_models_own(home: Path, data: PreparedData) -> None:
     pretrained = open_pretrained(home / "model")
-    found = visits_of(pretrained, data, 3)
     model = load_encoder(pretrained)
+    found = visits_of(model, layers_of(model, pretrained, data, 3), data, 3)
     ids, numbers = next(blocks(data))
     with recorded_inputs(model) as inputs, torch.inference_mode():
         model(input_ids=torch.from_numpy(ids))

@@ -35,7 +35,7 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def dealt_for(root: PretrainRoot, folder: Path, workers: int = 2) -> Path:
     data = prepare(root.data, Path(root.output_dir))
     documents = int(data.unigram_counts()[data.token_id("<sep>")]) + 1
-    deal(data, np.arange(documents) % workers, folder, {})
+    deal(data, np.arange(documents) % workers, workers, folder, {})
     return folder
 
 

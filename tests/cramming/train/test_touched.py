@@ -38,11 +38,9 @@ def test_rows_are_counted_over_all_steps_and_workers(tmp_path: Path) -> None:
     ended = several(touched_by, tmp_path, lambda rank: 1.0 if rank else -1.0)
     (one, found, _), (other, same, after) = (each.value for each in ended)
     assert one != other
-    assert (
-        found
-        == same
-        == {"exchange/touched": len(one | other) / 15, "exchange/overlap": len(one & other) / len(one | other)}
-    )
+    anybody, both = one | other, one & other
+    assert found == same
+    assert found == {"exchange/touched": len(anybody) / 15, "exchange/overlap": len(both) / len(anybody)}
     assert after == {"exchange/touched": 0.0, "exchange/overlap": 0.0}
 
 
