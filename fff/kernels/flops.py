@@ -47,7 +47,7 @@ def register_int8_flops(*operators: Any) -> None:
 
 
 def register_leaf_flops(*operators: Any) -> None:
-    """Count LeafFFF's operators: (x, w_node, b_node, w_in, b_in, w_out, ..); of `*_backward` LeafGradients' fields."""
+    """Count LeafFFF's operators: (x, w_node, b_node, *Leaves, ..); of `*_backward` LeafGradients' fields."""
     for operator in operators:
         _formulas[operator] = _leaf_backward if str(operator).endswith("_backward") else _leaf_forward
     let_count()
@@ -70,19 +70,34 @@ def _path_backward(grad: Any, _: Any, x: Any, w_in: Any, w_out: Any, *__: Any, *
     return 2 * _path_forward(x, w_in, None, w_out)
 
 
-def _leaf_forward(x: Any, w_node: Any, b_node: Any, w_in: Any, b_in: Any, w_out: Any, *_: Any, **__: Any) -> int:
-    """A row per decision, then the leaf's two layers."""
-    depth = depth_of(w_node[0]) + 1
-    return 2 * _rows(x) * (depth * w_in[2] + w_in[1] * (w_in[2] + w_out[2]))
+def _leaf_forward(
+    x: Any, w_node: Any, b_node: Any, w_in: Any, b_in: Any, w_out: Any, b_out: Any, w_value: Any, *_: Any, **__: Any
+) -> int:
+    """A row per decision, then the leaf's two layers, the first one twice where it is gated."""
+    return 2 * _rows(x) * ((depth_of(w_node[0]) + 1) * w_in[2] + _of_leaf(w_in, w_out, w_value))
+
+
+def _of_leaf(w_in: Any, w_out: Any, w_value: Any) -> int:
+    """Numbers in one leaf's rows."""
+    return w_in[1] * (w_in[2] * (1 if w_value is None else 2) + w_out[2])
 
 
 def _leaf_backward(
-    grad: Any, grad_of_scores: Any, x: Any, w_node: Any, w_in: Any, w_out: Any, *rest: Any, **__: Any
+    grad: Any,
+    grad_of_scores: Any,
+    x: Any,
+    w_node: Any,
+    w_in: Any,
+    w_out: Any,
+    b_out: Any,
+    w_value: Any,
+    *rest: Any,
+    **__: Any,
 ) -> int:
     """Twice the forward, as PathFFF's, but for hard decisions of whose scores there is no loss: they have none."""
     *_, temperature, _activation = rest
     decisions = 0 if grad_of_scores is None and temperature is None else depth_of(w_node[0]) + 1
-    return 4 * _rows(x) * (decisions * w_in[2] + w_in[1] * (w_in[2] + w_out[2]))
+    return 4 * _rows(x) * (decisions * w_in[2] + _of_leaf(w_in, w_out, w_value))
 
 
 def _rows(x: Any) -> int:

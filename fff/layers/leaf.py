@@ -110,7 +110,7 @@ class LeafFFF(Hardenable):
         chunk_neurons: hidden neurons (tokens x leaves x leaf_width) that the soft form holds at a time; where there are
             more, the backward pass computes them again.
         provider: who computes the hard forms, see fff.kernels: "masked" computes all leaves, "gather" the tokens' own
-            in plain torch, "cpu" in C++ (as "gather" at depth 0, with dropout and gated); "auto" takes the fastest
+            in plain torch, "cpu" in C++ (as "gather" at depth 0 and with dropout); "auto" takes the fastest
             available.
         device, dtype: of the parameters; torch's defaults unless given.
 

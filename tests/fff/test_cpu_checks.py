@@ -28,6 +28,7 @@ def leaf_operands() -> dict[str, Tensor]:
     torch.manual_seed(0)
     sizes = {"x": (N, H), "w_node": (LEAVES - 1, H), "b_node": (LEAVES - 1,), "w_in": (LEAVES, W, H)}
     sizes |= {"b_in": (LEAVES, W), "w_out": (LEAVES, W, K), "b_out": (LEAVES, K)}
+    sizes |= {"w_value": (LEAVES, W, H), "b_value": (LEAVES, W)}
     return {name: torch.randn(size) for name, size in sizes.items()}
 
 
@@ -86,7 +87,7 @@ def leaf_kept() -> dict[str, Tensor | None]:
     given = leaf_operands()
     _, leaf, scores, neurons = leaf_forward(**given)
     grads = {"grad": torch.randn(N, K), "grad_of_scores": torch.randn(N, D)}
-    weights = {name: given[name] for name in ("x", "w_node", "w_in", "w_out", "b_out")}
+    weights = {name: given[name] for name in ("x", "w_node", "w_in", "w_out", "b_out", "w_value")}
     return {**grads, **weights, "leaf": leaf, "scores": scores, "neurons": neurons, "temperature": torch.tensor(0.5)}
 
 
@@ -143,6 +144,12 @@ OF_LEAVES = [
     ("b_node", lambda t: t[None], r"b_node must be .*= \[7\], got \[1, 7\]"),
     ("b_in", lambda t: t.flatten(), r"b_in must be .*= \[8, 7\], got \[56\]"),
     ("b_out", lambda t: t[:1], r"b_out must be .*= \[8, 4\], got \[1, 4\]"),
+    ("w_value", lambda t: t[:, 1:], r"w_value must be .*= \[8, 7, 6\], got \[8, 6, 6\]"),
+    ("w_value", lambda t: t.bfloat16(), "w_value is BFloat16, but x is Float"),
+    ("w_value", emptied, "w_value is .*storage was resized to 0 bytes"),
+    ("b_value", lambda t: t[1:], r"b_value must be .*= \[8, 7\], got \[7, 7\]"),
+    ("b_value", lambda t: None, "w_value and b_value come together, but b_value is missing"),
+    ("w_value", lambda t: None, "w_value and b_value come together, but w_value is missing"),
 ]
 OF_BACKWARD = [
     ("leaf", with_number((0, 0), 2**30), f"leaf must hold .* from {first} to {last} at depth 3, got 1073741824 for"),
@@ -207,7 +214,7 @@ OF_LEAF_BACKWARD = [
         (name, change, f"{name} {message}")
         for name, sizes in (
             ("scores", r"\(tokens, depth\) = \[5, 3\]"),
-            ("neurons", r"\(tokens, leaf_width\) = \[5, 7\]"),
+            ("neurons", r"\(tokens, leaf_width; gated, twice that\) = \[5, 14\]"),
         )
         for change, message in (
             (lambda t: t[:, 1:], f"must be {sizes}, got"),
@@ -224,7 +231,10 @@ OF_LEAF_BACKWARD = [
     ("x", lambda t: t[:3], r"grad must be .*= \[3, 4\], got \[5, 4\]"),
 ]
 # Of OF_LEAVES, all but the biases that a backward pass has no use for.
-OF_LEAVES_BACKWARD = [case for case in OF_LEAVES if case[0] not in ("b_node", "b_in")]
+OF_LEAVES_BACKWARD = [
+    *(case for case in OF_LEAVES[:-2] if case[0] not in ("b_node", "b_in", "b_value")),
+    ("w_value", lambda t: None, r"neurons must be .*= \[5, 7\], got \[5, 14\]"),
+]
 
 
 # Of OF_ALL, all but the weights' types.
@@ -325,6 +335,7 @@ def test_no_tokens_and_any_strides_are_taken(name: str) -> None:
         assert all(not t.any() for t in empty)
     elif name == "leaf_backward":
         rows = [(LEAVES - 1, H), (LEAVES - 1,), (LEAVES, W, H), (LEAVES, W), (LEAVES, W, K), (LEAVES, K)]
+        rows += rows[2:4]
         assert [t.shape for t in empty] == [(0, H), *rows]
         assert all(not t.any() for t in empty)
     else:

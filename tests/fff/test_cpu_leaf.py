@@ -8,7 +8,7 @@ from fff import LeafFFF
 from fff.hardening import set_hardening
 from fff.kernels.cpu import operators as cpu
 from fff.kernels.leaves import LeafOperands, Leaves, own_leaf
-from fff.layers.leaf import WEIGHTS
+from fff.layers.leaf import VALUE, WEIGHTS
 from fff.reference import leaf_fff
 from fff.testing import inputs, poisoned
 from fff.topology import first_node
@@ -17,6 +17,7 @@ if reason := cpu.available(torch.device("cpu"), torch.float32):
     pytest.skip(reason, allow_module_level=True)
 
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2e-2}  # of the largest entry, as PathFFF's
+GATED = pytest.mark.parametrize("gated", [False, True])
 HALVES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 # tokens, depth, leaf_width, d_in, d_out: ragged on purpose
 SHAPES = [
@@ -29,14 +30,25 @@ SHAPES = [
 
 
 def operands(
-    tokens: int, depth: int, leaf_width: int, d_in: int, d_out: int, dtype: torch.dtype, *, kind: str = "iid"
+    tokens: int,
+    depth: int,
+    leaf_width: int,
+    d_in: int,
+    d_out: int,
+    dtype: torch.dtype,
+    *,
+    kind: str = "iid",
+    gated: bool = False,
 ) -> list[Tensor]:
-    """x, and the weights in the order of WEIGHTS; x without tokens that two roundings cannot send one way."""
+    """x, and the weights in the order of WEIGHTS, then of VALUE if `gated`.
+
+    x is without tokens that two roundings cannot send one way.
+    """
     torch.manual_seed(1000 * tokens + 10 * depth + leaf_width)
-    layer = LeafFFF(d_in, d_out, depth, leaf_width).to(dtype)
-    weights = [2 * getattr(layer, name).detach() for name in WEIGHTS]
+    layer = LeafFFF(d_in, d_out, depth, leaf_width, gated=gated).to(dtype)
+    weights = [2 * getattr(layer, name).detach() for name in (*WEIGHTS, *(VALUE if gated else ()))]
     x = inputs(kind, tokens, d_in)[0].to(dtype)
-    scores = leaf_fff(x.double(), *(weight.double() for weight in weights), "gelu").scores
+    scores = leaf_fff(x.double(), *(weight.double() for weight in weights[:6]), "gelu").scores
     clear = (scores.abs() > 1e-5).flatten(1).all(1)
     assert tokens < 10 or clear.float().mean() > 0.9
     return [x[clear], *weights]
@@ -65,7 +77,8 @@ def compare(values: list[Tensor], activation: str, flips: Tensor | None, warmth:
     wide = [value.double().requires_grad_() for value in values]
     ours = [value.clone().requires_grad_() for value in values]
     temperature = None if warmth is None else torch.tensor(warmth, dtype=torch.float64)
-    expected = leaf_fff(*wide, activation, flips, temperature=temperature)
+    values = dict(zip(VALUE, wide[7:], strict=False))
+    expected = leaf_fff(*wide[:7], activation, flips, temperature=temperature, **values)
     with poisoned():
         found = cpu.leaf(given(ours, activation=activation, flips=flips, warmth=warmth))
         assert torch.equal(found.nodes, expected.nodes)
@@ -79,28 +92,33 @@ def compare(values: list[Tensor], activation: str, flips: Tensor | None, warmth:
     theirs = torch.autograd.grad(
         (expected.y, expected.scores)[:count], wide, wide_grads[:count], allow_unused=warmth is None
     )
-    for name, a, b in zip(("x", *WEIGHTS), gradients, theirs, strict=True):
+    for name, a, b in zip(("x", *WEIGHTS, *values), gradients, theirs, strict=True):
         assert near(a, b, TOLERANCE[dtype]), name
 
 
 @HALVES
+@GATED
 @pytest.mark.parametrize("warmth", [None, 0.7])
-def test_outputs_and_gradients_are_the_definitions(dtype: torch.dtype, warmth: float | None) -> None:
+def test_outputs_and_gradients_are_the_definitions(dtype: torch.dtype, gated: bool, warmth: float | None) -> None:
     for shape in SHAPES:
         for scored in (False, True):
-            compare(operands(*shape, dtype), "gelu", None, warmth, scored)
+            compare(operands(*shape, dtype, gated=gated), "gelu", None, warmth, scored)
 
 
 @HALVES
+@GATED
 @pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "relu", "silu", "tanh", "identity"])
-def test_every_activation_with_leak_and_straight_through_gradients(dtype: torch.dtype, activation: str) -> None:
-    values = operands(200, 4, 5, 40, 24, dtype)
+def test_every_activation_with_leak_and_straight_through_gradients(
+    dtype: torch.dtype, gated: bool, activation: str
+) -> None:
+    values = operands(200, 4, 5, 40, 24, dtype, gated=gated)
     compare(values, activation, torch.rand(len(values[0]), 4) < 0.3, 0.7, scored=True)
 
 
 @HALVES
-def test_skewed_tokens_and_empty_leaves(dtype: torch.dtype) -> None:
-    values = operands(900, 6, 4, 32, 24, dtype, kind="skewed")
+@GATED
+def test_skewed_tokens_and_empty_leaves(dtype: torch.dtype, gated: bool) -> None:
+    values = operands(900, 6, 4, 32, 24, dtype, kind="skewed", gated=gated)
     with torch.no_grad():
         leaf = cpu.leaf(given(values)).nodes[:, 0, -1] - first_node(6)
     counts = torch.bincount(leaf, minlength=2**6)
@@ -112,10 +130,11 @@ def test_skewed_tokens_and_empty_leaves(dtype: torch.dtype) -> None:
 
 
 @HALVES
+@GATED
 @pytest.mark.parametrize("warmth", [None, 0.7])
-def test_the_same_bits_for_any_number_of_threads(dtype: torch.dtype, warmth: float | None) -> None:
+def test_the_same_bits_for_any_number_of_threads(dtype: torch.dtype, gated: bool, warmth: float | None) -> None:
     for shape in ((4000, 6, 9, 64, 300), (2500, 2, 33, 64, 48)):
-        values = [value.requires_grad_() for value in operands(*shape, dtype)]
+        values = [value.requires_grad_() for value in operands(*shape, dtype, gated=gated)]
         grad = torch.randn(len(values[0]), shape[-1]).to(dtype)
 
         def everything(values=values, grad=grad) -> list[Tensor]:
@@ -134,8 +153,9 @@ def test_the_same_bits_for_any_number_of_threads(dtype: torch.dtype, warmth: flo
 
 
 @HALVES
-def test_a_tokens_bits_do_not_depend_on_its_company_nor_on_training(dtype: torch.dtype) -> None:
-    x, *weights = operands(1500, 4, 6, 40, 136, dtype)
+@GATED
+def test_a_tokens_bits_do_not_depend_on_its_company_nor_on_training(dtype: torch.dtype, gated: bool) -> None:
+    x, *weights = operands(1500, 4, 6, 40, 136, dtype, gated=gated)
     x.requires_grad_()
     grad = torch.randn(len(x), 136).to(dtype)
 
@@ -159,10 +179,11 @@ def called(module: LeafFFF, x: Tensor) -> set[str]:
     return {event.name for event in profile.events() if event.name.startswith("fff::")}
 
 
+@GATED
 @pytest.mark.parametrize("form", ["hard", "straight_through"])
-def test_auto_trains_by_the_operators(form: str) -> None:
+def test_auto_trains_by_the_operators(form: str, gated: bool) -> None:
     step = {"fff::cpu_leaf_forward", "fff::cpu_leaf_backward"}
-    module, x = LeafFFF(16, 12, 3, 4, master_width=2), torch.randn(30, 16)
+    module, x = LeafFFF(16, 12, 3, 4, master_width=2, gated=gated), torch.randn(30, 16)
     set_hardening(module, form=form)
     assert called(module, x) == step
     assert module.computed_by == {"cpu"}
@@ -170,6 +191,9 @@ def test_auto_trains_by_the_operators(form: str) -> None:
         assert called(module, x) == step
     module.eval()
     assert called(module, x) == step, "gradients are wanted in evaluation, too"
+    with torch.no_grad(), torch.profiler.profile() as profile:
+        module(x)
+    assert {event.name for event in profile.events() if event.name.startswith("fff::")} == {"fff::cpu_leaf_infer"}
     module.train().dropout = 0.5
     assert not called(module, x), "plain torch draws what is dropped"
     for other in (LeafFFF(16, 12, 0, 4), LeafFFF(16, 12, 3, 4).double()):
@@ -177,13 +201,14 @@ def test_auto_trains_by_the_operators(form: str) -> None:
         assert not called(other, x.to(other.w_in.dtype))
 
 
+@GATED
 @pytest.mark.parametrize("form", ["hard", "straight_through"])
 @pytest.mark.parametrize("tokens", [0, 1, 90])
-def test_a_training_step_is_that_of_gather(form: str, tokens: int) -> None:
+def test_a_training_step_is_that_of_gather(form: str, tokens: int, gated: bool) -> None:
     found = {}
     for provider in ("cpu", "gather"):
         torch.manual_seed(3)
-        module = LeafFFF(24, 16, 4, 5, master_width=3, provider=provider)
+        module = LeafFFF(24, 16, 4, 5, master_width=3, gated=gated, provider=provider)
         set_hardening(module, form=form, temperature=0.6, losses=("entropy", "balance"))
         x = torch.randn(2, tokens, 24, requires_grad=True)
         y, losses = module.forward_with_losses(x)
@@ -219,14 +244,18 @@ def test_a_token_that_is_not_finite_stays_alone() -> None:
     torch.testing.assert_close(found.y[others], expected.y[others])
 
 
-def test_the_operators_are_sound() -> None:
-    values = [value.requires_grad_() for value in operands(9, 3, 4, 24, 16, torch.float32)]
+@GATED
+def test_the_operators_are_sound(gated: bool) -> None:
+    values = [value.requires_grad_() for value in operands(9, 3, 4, 24, 16, torch.float32, gated=gated)]
+    values += [None] * (9 - len(values))
     forward, backward = torch.ops.fff.cpu_leaf_forward.default, torch.ops.fff.cpu_leaf_backward.default
     flips, warmth = torch.rand(len(values[0]), 3) < 0.3, torch.tensor(0.5)
     torch.library.opcheck(forward, (*values, 0, None, None))
     torch.library.opcheck(forward, (*values, 0, flips, warmth))
-    x, w_node, _, w_in, _, w_out, b_out = plain = [value.detach() for value in values]
+    x, w_node, _, w_in, _, w_out, b_out, w_value, _ = plain = [
+        value if value is None else value.detach() for value in values
+    ]
     y, *kept = forward(*plain, 0, None, None)
-    weights = (x, w_node, w_in, w_out, b_out)
+    weights = (x, w_node, w_in, w_out, b_out, w_value)
     torch.library.opcheck(backward, (torch.randn_like(y), None, *weights, *kept, warmth, 0))
     torch.library.opcheck(backward, (torch.randn_like(y), torch.randn_like(kept[1]), *weights, *kept, None, 0))

@@ -25,7 +25,8 @@ def layer(kind: str, provider: str, form: str = "hard") -> PathFFF | LeafFFF:
     if kind == "path":
         module = PathFFF(10, 8, 3, 2, provider=provider)
     else:
-        module = LeafFFF(10, 8, int(kind.removeprefix("leaf")), 3, provider=provider)
+        gated = kind.startswith("gated ")
+        module = LeafFFF(10, 8, int(kind.rpartition("leaf")[2]), 3, gated=gated, provider=provider)
     module.form = form
     return module.to(DEVICE)
 
@@ -35,7 +36,7 @@ def providers() -> list:
     reason = triton.available(DEVICE, torch.float32)
     absent = pytest.mark.skipif(reason is not None, reason=f"provider triton: {reason}")
     path = [pytest.param("path", name, marks=absent if name == "triton" else ()) for name in PATH.providers]
-    return [*path, *((kind, name) for kind in ("leaf3", "leaf6") for name in LEAF.providers)]
+    return [*path, *((kind, name) for kind in ("leaf3", "leaf6", "gated leaf3") for name in LEAF.providers)]
 
 
 def jvp(module: nn.Module, x: Tensor, v: Tensor) -> list[Tensor]:
@@ -122,7 +123,8 @@ def test_derivatives_are_those_of_masked(kind: str, provider: str, way, form: st
 
 @pytest.mark.parametrize("way", [jvp, functional_gradient], ids=lambda way: way.__name__)
 @pytest.mark.parametrize(
-    ("kind", "provider"), [("path", "gather"), ("path", "cpu"), ("leaf6", "gather"), ("leaf3", "cpu")]
+    ("kind", "provider"),
+    [("path", "gather"), ("path", "cpu"), ("leaf6", "gather"), ("leaf3", "cpu"), ("gated leaf3", "cpu")],
 )
 def test_compiled_derivatives_are_those_of_masked(kind: str, provider: str, way) -> None:
     torch._dynamo.reset()
@@ -157,7 +159,9 @@ def test_second_order_gradients_by_finite_differences(kind: str, provider: str, 
     assert torch.autograd.gradgradcheck(call, (x, *weights), fast_mode=True)
 
 
-@pytest.mark.parametrize(("kind", "provider"), [("path", "gather"), ("path", "cpu"), ("leaf3", "cpu")])
+@pytest.mark.parametrize(
+    ("kind", "provider"), [("path", "gather"), ("path", "cpu"), ("leaf3", "cpu"), ("gated leaf3", "cpu")]
+)
 def test_half_types_have_second_order_gradients_too(kind: str, provider: str) -> None:
     module, wide = layer(kind, provider).bfloat16(), layer(kind, "masked").bfloat16().double()
     x, v = torch.randn(4, 10).bfloat16(), torch.randn(4, 10)

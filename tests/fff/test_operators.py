@@ -127,16 +127,18 @@ def test_operations_are_counted_as_by_hand(provider: str) -> None:
         assert counted(lambda: layer(x)) == forward, "the short way of inference too"
 
 
-def test_operations_of_leaf_inference_are_counted_as_by_hand() -> None:
-    layer = LeafFFF(H, K, D, 4, provider="cpu").eval()
+@pytest.mark.parametrize(("gated", "rows"), [(False, 1), (True, 2)])
+def test_operations_of_leaf_inference_are_counted_as_by_hand(gated: bool, rows: int) -> None:
+    layer = LeafFFF(H, K, D, 4, provider="cpu", gated=gated).eval()
     with torch.no_grad():
-        # 6 tokens: 3 decisions of 8 numbers, 4 neurons with 8 in and 5 out.
-        assert counted(lambda: layer(torch.randn(6, H))) == 2 * 6 * (3 * 8 + 4 * (8 + 5))
+        # 6 tokens: 3 decisions of 8 numbers, 4 neurons with 8 in, gated twice, and 5 out.
+        assert counted(lambda: layer(torch.randn(6, H))) == 2 * 6 * (3 * 8 + 4 * (rows * 8 + 5))
 
 
-def test_operations_of_leaf_training_are_counted_as_by_hand() -> None:
-    layer, x = LeafFFF(H, K, D, 4, provider="cpu"), torch.randn(6, H)
-    decisions, leaf = 2 * 6 * 3 * 8, 2 * 6 * 4 * (8 + 5)
+@pytest.mark.parametrize(("gated", "rows"), [(False, 1), (True, 2)])
+def test_operations_of_leaf_training_are_counted_as_by_hand(gated: bool, rows: int) -> None:
+    layer, x = LeafFFF(H, K, D, 4, provider="cpu", gated=gated), torch.randn(6, H)
+    decisions, leaf = 2 * 6 * 3 * 8, 2 * 6 * 4 * (rows * 8 + 5)
     layer.form = "hard"
     assert counted(lambda: layer(x)) == decisions + leaf
     assert counted(lambda: layer(x).sum().backward()) == decisions + 3 * leaf, "hard decisions have no gradients"

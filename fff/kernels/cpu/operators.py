@@ -117,12 +117,12 @@ def leaf_output(operands: LeafOperands) -> Tensor:
     x, w_node, b_node, leaves, activation, flips, *_ = operands
     if in_plain_torch(operands) or gradients_wanted((*operands, *leaves)) or flips is not None:
         return leaf(operands).y
-    return torch.ops.fff.cpu_leaf_infer.default(x, w_node, b_node, *leaves[:4], ACTIVATION_IDS[activation])
+    return torch.ops.fff.cpu_leaf_infer.default(x, w_node, b_node, *leaves, ACTIVATION_IDS[activation])
 
 
 def in_plain_torch(operands: LeafOperands) -> bool:
-    """Whether `fff.kernels.leaves.own_leaf` computes it: depth 0, which is a dense layer, dropout, and gated leaves."""
-    return operands.w_node is None or bool(operands.dropout) or operands.leaves.gated
+    """Whether `fff.kernels.leaves.own_leaf` computes it: depth 0, which is a dense layer, and dropout."""
+    return operands.w_node is None or bool(operands.dropout)
 
 
 @differentiable(all_leaves)
@@ -138,7 +138,7 @@ def leaf(operands: LeafOperands) -> PathResult:
     if in_plain_torch(operands):
         return own_leaf(operands)
     warmth = temperature if straight_through else None
-    given = (x, w_node, b_node, *leaves[:4], ACTIVATION_IDS[activation], flips, warmth)
+    given = (x, w_node, b_node, *leaves, ACTIVATION_IDS[activation], flips, warmth)
     y, place, scores, _ = torch.ops.fff.cpu_leaf_forward.default(*given)
     return PathResult(y, path_to(place[:, None], operands.depth + 1), scores[:, None])
 
@@ -194,14 +194,17 @@ def _infer_shapes(x: Tensor, w_in: Tensor, b_in: Tensor | None, w_out: Tensor, a
     return x.new_empty(*x.shape[:-1], w_out.shape[-1])
 
 
-def _leaf_infer_shapes(x: Tensor, w_node, b_node, w_in, b_in, w_out: Tensor, b_out, activation: int) -> Tensor:
+def _leaf_infer_shapes(x: Tensor, w_node, b_node, w_in, b_in, w_out: Tensor, *_: Any) -> Tensor:
     return x.new_empty(*x.shape[:-1], w_out.shape[-1])
 
 
-def _leaf_forward_shapes(x: Tensor, w_node, b_node, w_in: Tensor, b_in, w_out: Tensor, *_: Any) -> tuple[Tensor, ...]:
+def _leaf_forward_shapes(
+    x: Tensor, w_node, b_node, w_in: Tensor, b_in, w_out: Tensor, b_out, w_value: Tensor | None, *_: Any
+) -> tuple[Tensor, ...]:
     tokens, depth = x.shape[0], w_in.shape[0].bit_length() - 1
     leaf = x.new_empty(tokens, dtype=torch.int32)
-    scores, neurons = (x.new_empty(tokens, size, dtype=torch.float32) for size in (depth, w_in.shape[1]))
+    rows_in = w_in.shape[1] * (1 if w_value is None else 2)
+    scores, neurons = (x.new_empty(tokens, size, dtype=torch.float32) for size in (depth, rows_in))
     return x.new_empty(tokens, w_out.shape[-1]), leaf, scores, neurons
 
 

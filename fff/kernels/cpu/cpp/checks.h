@@ -147,19 +147,26 @@ inline void check_kept(const Tensor& leaf, const Tensor& scores, int64_t tokens,
 
 // The same of LeafFFF, which keeps its neurons before their activation, too.
 inline void check_kept_of_leaves(const Tensor& leaf, const Tensor& scores, const Tensor& neurons, int64_t tokens,
-                                 int64_t leaf_width, int64_t depth) {
+                                 int64_t rows_in, int64_t depth) {
   check_tensor(leaf, "leaf", at::kInt);
   check_sizes(leaf, "leaf", {tokens}, "(tokens,)");
   check_tensor(scores, "scores", at::kFloat);
   check_sizes(scores, "scores", {tokens, depth}, "(tokens, depth)");
   check_tensor(neurons, "neurons", at::kFloat);
-  check_sizes(neurons, "neurons", {tokens, leaf_width}, "(tokens, leaf_width)");
+  check_sizes(neurons, "neurons", {tokens, rows_in}, "(tokens, leaf_width; gated, twice that)");
   check_numbers(leaf, depth, 1);
+}
+
+// Of gated leaves there are rows and biases, of others neither.
+inline void check_gate_bias(const optional<Tensor>& w_value, const optional<Tensor>& b_value) {
+  TORCH_CHECK_VALUE(w_value.has_value() == b_value.has_value(), "w_value and b_value come together, but ",
+                    w_value ? "b_value" : "w_value", " is missing");
 }
 
 // LeafFFF's input and weights fit together; returns the depth. A backward pass has no use for some biases.
 inline int64_t check_leaves(const Tensor& x, const Tensor& w_node, const optional<Tensor>& b_node, const Tensor& w_in,
-                            const optional<Tensor>& b_in, const Tensor& w_out, const Tensor& b_out) {
+                            const optional<Tensor>& b_in, const Tensor& w_out, const Tensor& b_out,
+                            const optional<Tensor>& w_value, const optional<Tensor>& b_value) {
   TORCH_CHECK_VALUE(w_in.dim() == 3 && w_in.size(1) > 0 && w_in.size(2) > 0,
                     "w_in must be (leaves, leaf_width, d_in), none of them 0, got ", w_in.sizes());
   const int64_t leaves = w_in.size(0), neurons = w_in.size(1), width = w_in.size(2);
@@ -174,9 +181,13 @@ inline int64_t check_leaves(const Tensor& x, const Tensor& w_node, const optiona
   if (b_in) check_weight(*b_in, "b_in", x);
   check_weight(w_out, "w_out", x);
   check_weight(b_out, "b_out", x);
+  if (w_value) check_weight(*w_value, "w_value", x);
+  if (b_value) check_weight(*b_value, "b_value", x);
   check_sizes(w_node, "w_node", {leaves - 1, width}, "(leaves - 1, d_in)");
   if (b_node) check_sizes(*b_node, "b_node", {leaves - 1}, "(leaves - 1,)");
   if (b_in) check_sizes(*b_in, "b_in", {leaves, neurons}, "(leaves, leaf_width)");
+  if (w_value) check_sizes(*w_value, "w_value", w_in.sizes(), "(leaves, leaf_width, d_in)");
+  if (b_value) check_sizes(*b_value, "b_value", {leaves, neurons}, "(leaves, leaf_width)");
   TORCH_CHECK_VALUE(w_out.dim() == 3 && w_out.size(0) == leaves && w_out.size(1) == neurons && w_out.size(2) > 0,
                     "w_out must be (leaves, leaf_width, d_out) = [", leaves, ", ", neurons, ", 1 or more], got ",
                     w_out.sizes());

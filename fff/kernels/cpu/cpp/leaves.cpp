@@ -9,68 +9,80 @@ namespace fff {
 namespace {
 
 using Tensors = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+using Given = const optional<Tensor>&;
+
+template <class E>
+Held<E> held_if(Given t) {
+  return t ? Held<E>(*t) : Held<E>();
+}
 
 // Weights that fit together (check_leaves).
 template <class E>
 struct HeldLeaves {
-  Held<E> w_node, b_node, w_in, b_in, w_out, b_out;
+  Held<E> w_node, b_node, w_in, b_in, w_out, b_out, w_value, b_value;
   LeafLayer<E> layer;
-  HeldLeaves(const Tensor& nodes, const optional<Tensor>& node_bias, const Tensor& in, const optional<Tensor>& in_bias,
-             const Tensor& out, const Tensor& out_bias, int64_t depth, Activation activation)
+  HeldLeaves(const Tensor& nodes, Given node_bias, const Tensor& in, Given in_bias, const Tensor& out,
+             const Tensor& out_bias, Given value, Given value_bias, int64_t depth, Activation activation)
       : w_node(nodes),
-        b_node(node_bias ? Held<E>(*node_bias) : Held<E>()),
+        b_node(held_if<E>(node_bias)),
         w_in(in),
-        b_in(in_bias ? Held<E>(*in_bias) : Held<E>()),
+        b_in(held_if<E>(in_bias)),
         w_out(out),
         b_out(out_bias),
-        layer{w_node.at, b_node.at,  w_in.at,    b_in.at,     w_out.at,  b_out.at,
-              depth,     in.size(1), in.size(2), out.size(2), activation} {}
+        w_value(held_if<E>(value)),
+        b_value(held_if<E>(value_bias)),
+        layer{w_node.at,  b_node.at, w_in.at,    b_in.at,    w_out.at,    b_out.at,  w_value.at,
+              b_value.at, depth,     in.size(1), in.size(2), out.size(2), activation} {}
 };
 
 template <class E>
 int64_t work_of(const LeafLayer<E>& layer) {
-  return layer.depth * layer.width + layer.leaf_width * (layer.width + layer.out_width);
+  return (layer.depth + layer.rows_in()) * layer.width + layer.leaf_width * layer.out_width;
 }
 
 template <class E>
 void compute(const LeafLayer<E>& layer, const E* x, int64_t tokens, E* y, const LeafRecord& record) {
   over_blocks(tokens, 1, work_of(layer), [&](int64_t begin, int64_t end, Space& space) {
     leaf_forward<E>(layer, x + begin * layer.width, end - begin, y + begin * layer.out_width,
-                    record.after(begin, layer.depth, layer.leaf_width), space);
+                    record.after(begin, layer.depth, layer.rows_in()), space);
   });
 }
 
 // x (..., H) -> y (..., K)
 Tensor infer(const Tensor& x, const Tensor& w_node, const Tensor& b_node, const Tensor& w_in, const Tensor& b_in,
-             const Tensor& w_out, const Tensor& b_out, int64_t activation) {
+             const Tensor& w_out, const Tensor& b_out, Given w_value, Given b_value, int64_t activation) {
   const Activation act = activation_of(activation);
-  const int64_t depth = check_leaves(x, w_node, b_node, w_in, b_in, w_out, b_out);
+  const int64_t depth = check_leaves(x, w_node, b_node, w_in, b_in, w_out, b_out, w_value, b_value);
+  check_gate_bias(w_value, b_value);
   Tensor y = output_like(x, w_out.size(2));
   if (!y.numel()) return y;
   for_dtype(x.scalar_type(), [&]<class E>() {
-    const HeldLeaves<E> held(w_node, b_node, w_in, b_in, w_out, b_out, depth, act);
+    const HeldLeaves<E> held(w_node, b_node, w_in, b_in, w_out, b_out, w_value, b_value, depth, act);
     const Held<E> from(x);
     compute<E>(held.layer, from.at, rows_of(x), y.mutable_data_ptr<E>(), {});
   });
   return y;
 }
 
-// x (N, H) -> y (N, K), leaves' nodes (N) int32, scores (N, D) float32, neurons before their activation (N, W) float32
+// x (N, H) -> y (N, K), leaves' nodes (N) int32, scores (N, D) float32, neurons before their activation and, gated,
+// values (N, R) float32
 Tensors forward_op(const Tensor& x, const Tensor& w_node, const Tensor& b_node, const Tensor& w_in, const Tensor& b_in,
-                   const Tensor& w_out, const Tensor& b_out, int64_t activation, const optional<Tensor>& flips,
-                   const optional<Tensor>& temperature) {
+                   const Tensor& w_out, const Tensor& b_out, Given w_value, Given b_value, int64_t activation,
+                   Given flips, Given temperature) {
   const Activation act = activation_of(activation);
-  const int64_t depth = check_leaves(x, w_node, b_node, w_in, b_in, w_out, b_out), tokens = check_tokens(x);
+  const int64_t depth = check_leaves(x, w_node, b_node, w_in, b_in, w_out, b_out, w_value, b_value);
+  const int64_t tokens = check_tokens(x), rows_in = w_value ? 2 * w_in.size(1) : w_in.size(1);
+  check_gate_bias(w_value, b_value);
   if (flips) {
     check_tensor(*flips, "flips", at::kBool);
     check_sizes(*flips, "flips", {tokens, depth}, "(tokens, depth)");
   }
   if (temperature) check_temperature(*temperature);  // for the backward pass: refused before the work, not after
   Tensor y = fresh({tokens, w_out.size(2)}, x.scalar_type()), leaf = fresh({tokens}, at::kInt);
-  Tensor scores = fresh({tokens, depth}, at::kFloat), neurons = fresh({tokens, w_in.size(1)}, at::kFloat);
+  Tensor scores = fresh({tokens, depth}, at::kFloat), neurons = fresh({tokens, rows_in}, at::kFloat);
   const Held<bool> turned = flips ? Held<bool>(*flips) : Held<bool>();
   for_dtype(x.scalar_type(), [&]<class E>() {
-    const HeldLeaves<E> held(w_node, b_node, w_in, b_in, w_out, b_out, depth, act);
+    const HeldLeaves<E> held(w_node, b_node, w_in, b_in, w_out, b_out, w_value, b_value, depth, act);
     const Held<E> from(x);
     compute<E>(held.layer, from.at, tokens, y.mutable_data_ptr<E>(),
                {turned.at, leaf.mutable_data_ptr<int32_t>(), scores.mutable_data_ptr<float>(),
@@ -79,13 +91,14 @@ Tensors forward_op(const Tensor& x, const Tensor& w_node, const Tensor& b_node, 
   return {y, leaf, scores, neurons};
 }
 
-// Of the leaves' weights: (w_in, b_in, w_out, b_out).
+// Of the leaves' weights: (w_in, b_in, w_out, b_out), and (w_value, b_value) of gated ones.
 template <class E>
-void leaf_weights(const LeafGradients<E>& g, int64_t tokens, E* w_in, E* b_in, E* w_out, E* b_out) {
+void leaf_weights(const LeafGradients<E>& g, int64_t tokens, E* w_in, E* b_in, E* w_out, E* b_out, E* w_value,
+                  E* b_value) {
   constexpr int64_t kStripe =
       256;  // columns: one leaf's rows are shared among threads, too, where all tokens are there
   const LeafLayer<E>& layer = g.layer;
-  const int64_t leaves = int64_t{1} << layer.depth, neurons = layer.leaf_width;
+  const int64_t leaves = int64_t{1} << layer.depth, neurons = layer.leaf_width, rows_in = layer.rows_in();
   const ByLeaf by(g.leaf, tokens, layer.depth);
   const auto over_stripes = [&](int64_t width, const auto& f) {
     const int64_t stripes = (width + kStripe - 1) / kStripe;
@@ -100,12 +113,16 @@ void leaf_weights(const LeafGradients<E>& g, int64_t tokens, E* w_in, E* b_in, E
   over_stripes(layer.width, [&](int64_t leaf, const int32_t* order, int64_t count, int64_t column, int64_t columns,
                                 std::vector<float>& space) {
     sum_over_tokens(
-        order, count, g.grad_neurons, neurons, g.x, layer.width, column, columns,
-        [&](int64_t row) { return w_in + (leaf * neurons + row) * layer.width; }, space);
-    for (int64_t n = 0; column == 0 && n < neurons; ++n) {
+        order, count, g.grad_neurons, rows_in, g.x, layer.width, column, columns,
+        [&](int64_t row) {
+          return row < neurons ? w_in + (leaf * neurons + row) * layer.width
+                               : w_value + (leaf * neurons + row - neurons) * layer.width;
+        },
+        space);
+    for (int64_t n = 0; column == 0 && n < rows_in; ++n) {
       float sum = 0;
-      for (int64_t i = 0; i < count; ++i) sum += g.grad_neurons[order[i] * neurons + n];
-      b_in[leaf * neurons + n] = static_cast<E>(sum);
+      for (int64_t i = 0; i < count; ++i) sum += g.grad_neurons[order[i] * rows_in + n];
+      (n < neurons ? b_in + leaf * neurons + n : b_value + leaf * neurons + n - neurons)[0] = static_cast<E>(sum);
     }
   });
   over_stripes(layer.out_width, [&](int64_t leaf, const int32_t* order, int64_t count, int64_t column, int64_t columns,
@@ -137,17 +154,17 @@ void node_weights(const LeafGradients<E>& g, int64_t tokens, Tensor& w_node, Ten
   weight_gradients(path, tokens, g.grad_scores, in, bias, out);
 }
 
-// -> gradients of x (N, H), w_node, b_node, w_in, b_in, w_out and b_out
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward_op(
-    const Tensor& grad, const optional<Tensor>& grad_of_scores, const Tensor& x, const Tensor& w_node,
-    const Tensor& w_in, const Tensor& w_out, const Tensor& b_out, const Tensor& leaf, const Tensor& scores,
-    const Tensor& neurons, const optional<Tensor>& temperature, int64_t activation) {
+// -> gradients of x (N, H), w_node, b_node, w_in, b_in, w_out, b_out and, gated, w_value and b_value
+std::vector<Tensor> backward_op(const Tensor& grad, Given grad_of_scores, const Tensor& x, const Tensor& w_node,
+                                const Tensor& w_in, const Tensor& w_out, const Tensor& b_out, Given w_value,
+                                const Tensor& leaf, const Tensor& scores, const Tensor& neurons, Given temperature,
+                                int64_t activation) {
   const Activation act = activation_of(activation);
-  const int64_t depth = check_leaves(x, w_node, std::nullopt, w_in, std::nullopt, w_out, b_out);
+  const int64_t depth = check_leaves(x, w_node, std::nullopt, w_in, std::nullopt, w_out, b_out, w_value, std::nullopt);
   const int64_t tokens = check_tokens(x), leaf_width = w_in.size(1);
   check_weight(grad, "grad", x);
   check_sizes(grad, "grad", {tokens, w_out.size(2)}, "(tokens, d_out)");
-  check_kept_of_leaves(leaf, scores, neurons, tokens, leaf_width, depth);
+  check_kept_of_leaves(leaf, scores, neurons, tokens, w_value ? 2 * leaf_width : leaf_width, depth);
   if (grad_of_scores) {
     check_tensor(*grad_of_scores, "grad_of_scores", at::kFloat);
     check_sizes(*grad_of_scores, "grad_of_scores", scores.sizes(), "(tokens, depth)");
@@ -157,13 +174,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward_op(
   const auto dtype = x.scalar_type();
   Tensor grad_x = like(x), to_node = like(w_node), to_in = like(w_in), to_out = like(w_out), to_bias = like(b_out);
   Tensor to_node_bias = fresh({w_node.size(0)}, dtype), to_in_bias = fresh({w_in.size(0), leaf_width}, dtype);
+  Tensor to_value = w_value ? like(*w_value) : Tensor(), to_value_bias = w_value ? like(to_in_bias) : Tensor();
   Tensor grad_neurons = like(neurons), active = fresh({tokens, leaf_width + 1}, at::kFloat);
   const bool deciding = temperature || grad_of_scores;
   Tensor grad_scores = fresh({deciding ? tokens : 0, depth}, at::kFloat);
   const Held<float> s(scores), before(neurons), direct = grad_of_scores ? Held<float>(*grad_of_scores) : Held<float>();
   const Held<int32_t> numbers(leaf);
   for_dtype(dtype, [&]<class E>() {
-    const HeldLeaves<E> held(w_node, std::nullopt, w_in, std::nullopt, w_out, b_out, depth, act);
+    const HeldLeaves<E> held(w_node, std::nullopt, w_in, std::nullopt, w_out, b_out, w_value, std::nullopt, depth, act);
     const Held<E> from(x), gradient(grad);
     const LeafGradients<E> g{held.layer,
                              from.at,
@@ -181,10 +199,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward_op(
       leaf_backward_tokens(g, begin, end, grad_x.mutable_data_ptr<E>(), space);
     });
     leaf_weights(g, tokens, to_in.mutable_data_ptr<E>(), to_in_bias.mutable_data_ptr<E>(), to_out.mutable_data_ptr<E>(),
-                 to_bias.mutable_data_ptr<E>());
+                 to_bias.mutable_data_ptr<E>(), w_value ? to_value.mutable_data_ptr<E>() : nullptr,
+                 w_value ? to_value_bias.mutable_data_ptr<E>() : nullptr);
     node_weights(g, tokens, to_node, to_node_bias);
   });
-  return {grad_x, to_node, to_node_bias, to_in, to_in_bias, to_out, to_bias};
+  std::vector<Tensor> found{grad_x, to_node, to_node_bias, to_in, to_in_bias, to_out, to_bias};
+  if (w_value) found.insert(found.end(), {to_value, to_value_bias});
+  return found;
 }
 
 }  // namespace
@@ -192,14 +213,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward_op(
 TORCH_LIBRARY_FRAGMENT(fff, m) {
   m.def(
       "cpu_leaf_infer(Tensor x, Tensor w_node, Tensor b_node, Tensor w_in, Tensor b_in, Tensor w_out, Tensor b_out, "
-      "int activation) -> Tensor");
+      "Tensor? w_value, Tensor? b_value, int activation) -> Tensor");
   m.def(
       "cpu_leaf_forward(Tensor x, Tensor w_node, Tensor b_node, Tensor w_in, Tensor b_in, Tensor w_out, Tensor b_out, "
-      "int activation, Tensor? flips, Tensor? temperature) -> (Tensor, Tensor, Tensor, Tensor)");
+      "Tensor? w_value, Tensor? b_value, int activation, Tensor? flips, Tensor? temperature) "
+      "-> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "cpu_leaf_backward(Tensor grad, Tensor? grad_of_scores, Tensor x, Tensor w_node, Tensor w_in, Tensor w_out, "
-      "Tensor b_out, Tensor leaf, Tensor scores, Tensor neurons, Tensor? temperature, int activation) "
-      "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "Tensor b_out, Tensor? w_value, Tensor leaf, Tensor scores, Tensor neurons, Tensor? temperature, int activation) "
+      "-> Tensor[]");
 }
 
 TORCH_LIBRARY_IMPL(fff, CPU, m) {

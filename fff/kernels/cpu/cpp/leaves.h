@@ -10,13 +10,15 @@ constexpr int64_t kNearBytes = 1 << 18;  // of a leaf's rows, which a core's cac
 // Shapes as in fff/layers/leaf.py: 2^D - 1 decisions, 2^D leaves of W neurons; depth at least 1.
 template <class E>
 struct LeafLayer {
-  const E *w_node, *b_node;  // (2^D - 1, H), (2^D - 1); a backward pass has no b_node and no b_in
-  const E *w_in, *b_in;      // (2^D, W, H), (2^D, W)
-  const E *w_out, *b_out;    // (2^D, W, K), (2^D, K)
+  const E *w_node, *b_node;    // (2^D - 1, H), (2^D - 1); a backward pass has no b_node and no b_in
+  const E *w_in, *b_in;        // (2^D, W, H), (2^D, W)
+  const E *w_out, *b_out;      // (2^D, W, K), (2^D, K)
+  const E *w_value, *b_value;  // of gated leaves, of w_in's and b_in's shapes, or null
   int64_t depth, leaf_width, width, out_width;
   Activation activation;
 
   int64_t first_leaf() const { return (int64_t{1} << depth) - 1; }
+  int64_t rows_in() const { return w_value ? 2 * leaf_width : leaf_width; }  // of a leaf: R
 };
 
 // What training gives to a block and keeps of it, in the order of its tokens; all null in inference.
@@ -24,12 +26,12 @@ struct LeafRecord {
   const bool* flips = nullptr;  // (tokens, D): decisions turned round, or null
   int32_t* leaf = nullptr;      // (tokens): heap numbers
   float* scores = nullptr;      // (tokens, D)
-  float* neurons = nullptr;     // (tokens, W): before their activation
+  float* neurons = nullptr;     // (tokens, R): before their activation, and then the values of gated ones
 
-  LeafRecord after(int64_t tokens, int64_t depth, int64_t leaf_width) const {
+  LeafRecord after(int64_t tokens, int64_t depth, int64_t rows_in) const {
     if (!leaf) return {};
     return {flips ? flips + tokens * depth : nullptr, leaf + tokens, scores + tokens * depth,
-            neurons + tokens * leaf_width};
+            neurons + tokens * rows_in};
   }
 };
 
@@ -83,24 +85,37 @@ const E** rows_of_leaf(const E* w, int64_t leaf, int64_t neurons, int64_t width,
   return rows;
 }
 
-// One leaf's tokens [begin, end) of `sorted`: hidden (tokens, W + 1) takes the neurons, and 1 for the leaf's output
+// The same of a leaf's rows in: its neurons' and, gated, its values'.
+template <class E>
+const E** rows_into_leaf(const LeafLayer<E>& layer, int64_t leaf, int64_t more, std::vector<const void*>& space) {
+  const int64_t neurons = layer.leaf_width, values = layer.rows_in() - neurons;
+  const E** rows = rows_of_leaf(layer.w_in, leaf, neurons, layer.width, values + more, space);
+  for (int64_t i = 0; i < values; ++i) rows[neurons + i] = layer.w_value + (leaf * neurons + i) * layer.width;
+  return rows;
+}
+
+// One leaf's tokens [begin, end) of `sorted`: hidden (tokens, R + 1) takes the neurons, and 1 for the leaf's output
 // bias.
 template <class E>
 void leaf_network(const LeafLayer<E>& layer, const E* x, int64_t leaf, const Sorted& sorted, int64_t begin, int64_t end,
                   E* y, float* hidden, float* kept, std::vector<const void*>& space) {
-  const int64_t neurons = layer.leaf_width, stride = neurons + 1;
-  const E** rows = rows_of_leaf(layer.w_in, leaf, neurons, layer.width, 1, space);
-  leaf_dots(x, layer.width, rows, neurons, sorted, begin, end, hidden, stride);
+  const int64_t neurons = layer.leaf_width, rows_in = layer.rows_in(), stride = rows_in + 1;
+  const E** rows = rows_into_leaf(layer, leaf, 1, space);
+  leaf_dots(x, layer.width, rows, rows_in, sorted, begin, end, hidden, stride);
   const E* const bias = layer.b_in + leaf * neurons;
+  const E* const value_bias = layer.w_value ? layer.b_value + leaf * neurons : nullptr;
   for (int64_t i = begin; i < end; ++i) {
     float* const at = hidden + i * stride;
     for (int64_t n = 0; n < neurons; ++n) at[n] += static_cast<float>(bias[n]);
-    at[neurons] = 0;
-    if (kept) std::copy(at, at + neurons, kept + sorted.order[i] * neurons);
+    for (int64_t n = neurons; n < rows_in; ++n) at[n] += static_cast<float>(value_bias[n - neurons]);
+    at[rows_in] = 0;
+    if (kept) std::copy(at, at + rows_in, kept + sorted.order[i] * rows_in);
   }
   for_activation(layer.activation, [&]<Activation a>() {
     float* from = hidden + begin * stride;
-    map(from, from, (end - begin) * stride, [](Floats s) { return value<a>(s); });
+    if (!layer.w_value) return map(from, from, (end - begin) * stride, [](Floats s) { return value<a>(s); });
+    for (const float* const last = from + (end - begin) * stride; from != last; from += stride)
+      map2(from, from + neurons, from, neurons, [](Floats s, Floats v) { return value<a>(s) * v; });
   });
   for (int64_t i = begin; i < end; ++i) hidden[i * stride + neurons] = 1;
   rows_of_leaf(layer.w_out, leaf, neurons, layer.out_width, 1, space)[neurons] = layer.b_out + leaf * layer.out_width;
@@ -124,7 +139,7 @@ void leaf_forward(const LeafLayer<E>& layer, const E* x, int64_t tokens, E* y, c
     leaf[token] = 2 * nodes.leaf[i] + 1 + ((scores[last] > 0) != (record.flips && record.flips[last]));
   }
   sort_by_leaf(tokens, depth, [&](int64_t n) { return leaf[n]; }, sorted, space.counts);
-  float* hidden = at_least(space.sums, tokens * (layer.leaf_width + 1));
+  float* hidden = at_least(space.sums, tokens * (layer.rows_in() + 1));
   for_leaves(sorted, tokens, [&](int64_t begin, int64_t end, int64_t node) {
     leaf_network(layer, x, node - layer.first_leaf(), sorted, begin, end, y, hidden, record.neurons, space.rows);
   });

@@ -12,11 +12,11 @@ struct LeafGradients {
   const LeafLayer<E>& layer;
   const E *x, *grad;             // (N, H), (N, K)
   const int32_t* leaf;           // (N)
-  const float *scores, *before;  // (N, D), (N, W): the neurons before their activation
+  const float *scores, *before;  // (N, D), (N, R): the neurons before their activation, and values
   const float* grad_of_scores;   // (N, D) or null: from losses of the scores themselves
   const bool straight_through;
   const float temperature;
-  float *grad_neurons, *active;  // out, (N, W), (N, W + 1): the last is 1, for the output bias
+  float *grad_neurons, *active;  // out, (N, R), (N, W + 1): the last is 1, for the output bias
   float* grad_scores;            // out, (N, D); null where decisions have no gradients
 
   int64_t decisions() const { return grad_scores ? layer.depth : 0; }
@@ -38,16 +38,18 @@ template <class E>
 void leaf_backward_tokens(const LeafGradients<E>& g, int64_t begin, int64_t end, E* grad_x, Space& space) {
   const LeafLayer<E>& layer = g.layer;
   const int64_t tokens = end - begin, neurons = layer.leaf_width, depth = layer.depth;
-  const int64_t stride = neurons + 1 + depth;
+  const int64_t rows_in = layer.rows_in(), stride = rows_in + 1 + depth;
   space.reserve(1, tokens);
   const Sorted sorted = space.sorted(0, tokens);
   sort_by_leaf(tokens, depth, [&](int64_t n) { return g.leaf[begin + n]; }, sorted, space.counts);
   // First the dots with the leaf's output rows, then the coefficients of its input rows and of its decisions'.
   float* const products = at_least(space.sums, tokens * stride);
   std::vector<float> added(depth + 1);  // of the nodes on a path only the leaf adds anything
+  std::vector<float> of_values(rows_in - neurons);
+  float* const grad_values = of_values.data();
   for_leaves(sorted, tokens, [&](int64_t first, int64_t next, int64_t node) {
     const int64_t leaf = node - layer.first_leaf();
-    const E** rows = rows_of_leaf(layer.w_out, leaf, neurons, layer.out_width, 1 + depth, space.rows);
+    const E** rows = rows_of_leaf(layer.w_out, leaf, neurons, layer.out_width, 1, space.rows);
     rows[neurons] = layer.b_out + leaf * layer.out_width;
     leaf_dots(g.grad + begin * layer.out_width, layer.out_width, rows, neurons + g.straight_through, sorted, first,
               next, products, stride);
@@ -55,20 +57,28 @@ void leaf_backward_tokens(const LeafGradients<E>& g, int64_t begin, int64_t end,
       for (int64_t i = first; i < next; ++i) {
         const int64_t token = begin + sorted.order[i];
         float *const at = products + i * stride, *const active = g.active + token * (neurons + 1);
-        const float* const before = g.before + token * neurons;
+        const float *const before = g.before + token * rows_in, *const values = before + neurons;
         map(before, active, neurons, [](Floats s) { return value<a>(s); });
+        if (layer.w_value) {  // at + neurons has the output bias's dot, which is asked for below
+          map2(at, active, grad_values, neurons, [](Floats d, Floats v) { return d * v; });
+          map2(active, values, active, neurons, [](Floats v, Floats w) { return v * w; });
+        }
         active[neurons] = 1;
         added[depth] = 0;
         for (int64_t n = 0; g.straight_through && n <= neurons; ++n) added[depth] += active[n] * at[n];
         map2(at, before, at, neurons, [](Floats d, Floats s) { return d * slope<a>(s); });
-        std::copy(at, at + neurons, g.grad_neurons + token * neurons);
-        if (g.grad_scores) leaf_decisions(g, token, added.data(), at + neurons);
+        if (layer.w_value) {
+          map2(at, values, at, neurons, [](Floats d, Floats w) { return d * w; });
+          std::copy(grad_values, grad_values + neurons, at + neurons);
+        }
+        std::copy(at, at + rows_in, g.grad_neurons + token * rows_in);
+        if (g.grad_scores) leaf_decisions(g, token, added.data(), at + rows_in);
       }
     });
-    rows_of_leaf(layer.w_in, leaf, neurons, layer.width, 1 + depth, space.rows);
+    rows = rows_into_leaf(layer, leaf, depth, space.rows);
     for (int64_t l = 0; l < g.decisions(); ++l)
-      rows[neurons + l] = layer.w_node + ancestor(node, depth, l) * layer.width;
-    leaf_sums(products, stride, rows, neurons + g.decisions(), sorted, first, next, grad_x + begin * layer.width,
+      rows[rows_in + l] = layer.w_node + ancestor(node, depth, l) * layer.width;
+    leaf_sums(products, stride, rows, rows_in + g.decisions(), sorted, first, next, grad_x + begin * layer.width,
               layer.width);
   });
 }
