@@ -1,6 +1,6 @@
 """LeafFFF's operator as autograd sees it: operands, gradients of any order, operations. Not who computes it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -68,6 +68,7 @@ def register_leaf_backward(forward: str, backward: Callable[..., Gradients]) -> 
         x, w_node, _, w_in, _, w_out, b_out, w_value, _ = inputs
         if grad is None:
             grad = x.new_zeros(ctx.shape)
+        found: Sequence[Tensor | None]
         if torch.is_grad_enabled():
             found = _differentiable(grad, grad_of_scores, inputs, leaf, temperature, ctx.activation)
         else:
@@ -85,7 +86,7 @@ def _differentiable(
     leaf: Tensor,
     temperature: Tensor | None,
     activation: int,
-) -> list[Tensor | None]:
+) -> Sequence[Tensor | None]:
     """The gradients through all leaves, in plain torch, so that they have gradients themselves."""
     x, w_node, b_node, *leaves = inputs
     name, warmth = list(ACTIVATIONS)[activation], x.new_ones(()) if temperature is None else temperature
