@@ -11,6 +11,11 @@ SWEEP = experiment=$(EXP) $(if $(TREES),ffn.trees=$(call list,$(TREES)),$(if $(D
 LAUNCHED = --launcher $(LAUNCHER) $(if $(JOBS),--jobs $(JOBS)) $(foreach each,$(LAUNCH),--launch $(each))
 MANY = $(if $(LAUNCHER),$(LAUNCHED),--jobs $(or $(JOBS),1)) $(if $(RETRY),--retry) $(if $(LIST),--list)
 
+# Set-up writes the bytecode of what commands and tests import, beside the compiler; of all packages it takes as long as
+# the rest of set-up, and nobody imports nine tenths of them.
+WARM = accelerate, datasets, evaluate, hydra, hypothesis, matplotlib.pyplot, pytest, scipy.stats, sklearn.metrics, \
+  torch._dynamo, transformers.models.bert.modeling_bert, wandb
+
 .DEFAULT_GOAL := help
 .PHONY: help setup prepare verify pretrain glue tables figures sweep status micro images convert distill regions embed search bench test test-all lint clean
 
@@ -31,9 +36,9 @@ endif
 .venv/.complete: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Python >= 3.11 is needed, e.g. make PYTHON=python3.12 setup" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv --clear .venv
-	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.lock
-	$(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
-	-$(PY) -m fff.kernels
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-compile -r requirements.lock
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-compile --no-build-isolation --no-deps -e .
+	-$(PY) -m fff.kernels & env -u PYTHONDONTWRITEBYTECODE $(PY) -c 'import $(WARM)'; wait $$!
 	@echo '$(CURDIR)' > $@
 
 prepare: setup  ## text -> tokenizer and token shards
