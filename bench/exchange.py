@@ -21,12 +21,11 @@ from cramming.door import door, path_argument
 from cramming.files import write_json
 from cramming.model import CrammedConfig, CrammedForMaskedLM
 from cramming.objectives.masked import MaskedTokens
-from cramming.parallel.greeting import DIGEST
-from cramming.parallel.rows import Table, tables
+from cramming.parallel.greeting import CARD, DIGEST
+from cramming.parallel.rows import Table, differing, tables
 from fff.feedforward import settings_from
 
 SEQ_LEN, MICROBATCH, VOCABULARY = 64, 8, 2048
-CARD = 1 + 2 * DIGEST
 DEPTHS, TOKENS, WORKERS = (7, 9, 11, 13), (512, 4096, 32768), (2, 4)
 
 
@@ -55,11 +54,7 @@ def sent(weights: int, workers: int, digests: int = 0) -> int:
 
 def different(found: list[Table], copies: Sequence[dict[str, torch.Tensor]]) -> list[int]:
     """Of each table the rows that differ between any two copies of a model's weights."""
-    counts = []
-    for table in found:
-        digests = [table.digests(copy) for copy in copies]
-        counts.append(int(torch.stack([each != digests[0] for each in digests]).any(0).any(1).sum()))
-    return counts
+    return [int(differing([table.digests(copy) for copy in copies]).sum()) for table in found]
 
 
 def cell(sequences: Sequences, depth: int, workers: int, tokens: int) -> dict[str, Any]:

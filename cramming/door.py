@@ -17,7 +17,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from cramming.checks import at_home
-from cramming.errors import UserError
+from cramming.errors import UserError, one_line
 from cramming.files import is_full_disk
 
 INTERRUPTED = 128 + signal.SIGINT
@@ -69,7 +69,7 @@ def _words(error: BaseException) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         files = " -> ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
         return f"{files[:300]}: {error.strerror}"
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    return one_line(error, 300) or type(error).__name__
 
 
 def tell(text: str) -> None:

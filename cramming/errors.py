@@ -1,6 +1,11 @@
 """What a user can mend: one exception type whose message names the key or file and the mend. Not for bugs."""
 
 
+def one_line(error: BaseException, most: int = 200) -> str:
+    """The beginning of what an exception says, as one line."""
+    return " ".join(str(error).split())[:most]
+
+
 class UserError(Exception):
     """A mistake in a configuration, a file or the machine's set-up.
 

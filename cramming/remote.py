@@ -6,6 +6,7 @@ The one door to fsspec. Whatever a store's own library raises leaves here as one
 import hashlib
 import io
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import IO, Any
 import fsspec
 from fsspec.core import url_to_fs
 
-from cramming.errors import Passing, UserError
+from cramming.errors import Passing, UserError, one_line
 from cramming.files import sha256
 
 ADDRESS = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
@@ -106,11 +107,8 @@ def hash_of(file: AnyFile) -> str:
     """Hexadecimal SHA-256 of a file's content; a remote one is read as a whole."""
     if isinstance(file, Path):
         return sha256(file)
-    found = hashlib.sha256()
     with opened(file) as content:
-        while block := content.read(COPY_BYTES):
-            found.update(block)
-    return found.hexdigest()
+        return hashlib.file_digest(content, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def matches(pattern: str, key: str) -> list[RemoteFile]:
@@ -136,8 +134,7 @@ def exists(address: str, key: str) -> bool:
 def fetch(address: str, to: Path, key: str) -> None:
     """Copy a remote file into a new local one."""
     with opened(RemoteFile(address, key)) as source, open(to, "wb") as copy:
-        while block := source.read(COPY_BYTES):
-            copy.write(block)
+        shutil.copyfileobj(source, copy, COPY_BYTES)
 
 
 def content(address: str, key: str) -> bytes:
@@ -189,11 +186,11 @@ def store(address: str, key: str) -> tuple[Any, str]:
         return url_to_fs(address)
     except ImportError as error:
         package = PACKAGES.get(protocol)
-        mend = f"pip install {package}" if package else f"install what it asks for ({_words(error)})"
+        mend = f"pip install {package}" if package else f"install what it asks for ({one_line(error)})"
         raise UserError(f"{key}: {address} needs a package for {protocol}:// that is not here; {mend}.") from None
     except ValueError as error:
         if protocol in fsspec.available_protocols():
-            raise UserError(f"{key}: {address} is no address of {protocol}:// ({_words(error)}).") from None
+            raise UserError(f"{key}: {address} is no address of {protocol}:// ({one_line(error)}).") from None
         raise UserError(f"{key}: {address}: nothing is known of {protocol}://; give a path, s3://, gs://, hf:// or "
                         "another protocol of fsspec.") from None  # fmt: skip
 
@@ -207,7 +204,7 @@ def told(address: str, key: str) -> Iterator[None]:
         raise
     except Exception as error:  # each store has errors of its own, and many are plain ones
         raise Passing(
-            f"{key}: {address} cannot be reached ({type(error).__name__}: {_words(error)}). Check the address, the "
+            f"{key}: {address} cannot be reached ({type(error).__name__}: {one_line(error)}). Check the address, the "
             "network and the store's credentials."
         ) from error
 
@@ -251,7 +248,3 @@ class Guarded(io.RawIOBase):
         if not self.closed:
             self.file.close()
         super().close()
-
-
-def _words(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]

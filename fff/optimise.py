@@ -96,11 +96,12 @@ def optimise_for_cpu(
     float32 or bfloat16, and goes on taking and giving that.
 
     Args:
-        linears: "auto": what is fastest on this processor (`fastest_linears`). "int8": each row and each token has a
-            scale of its own, and what lies between linears is as it was. "bfloat16": the whole model computes in that,
-            except norms' weights; a float32 one still takes and gives float32, and so does each transformers model in
-            it, while modules deeper inside give bfloat16. Code that bfloat16 has no operation for (Fourier transforms)
-            asks for another choice. "keep": they stay.
+        linears: "auto": what is fastest on this processor for many tokens a call (`fastest_linears`); below about 100
+            tokens, lone sentences and decoding, "int8" is faster with tiles for bfloat16 too (docs/kernels.md).
+            "int8": each row and each token has a scale of its own, and what lies between linears is as it was.
+            "bfloat16": the whole model computes in that, except norms' weights; a float32 one still takes and gives
+            float32, and so does each transformers model in it, while modules deeper inside give bfloat16. Code
+            that bfloat16 has no operation for (Fourier transforms) asks for another choice. "keep": they stay.
         trees: "int8" (PathFFF alone), "bfloat16" (PathFFF and LeafFFF), or "keep".
         keep: globs of paths of modules that stay as they are, e.g. ("*.classifier", "lm_head").
         least: weights of a linear that is changed to int8; smaller ones gain nothing.

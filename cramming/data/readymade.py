@@ -18,8 +18,8 @@ from cramming.data.corpus import IDS
 from cramming.data.encode import PIECE_BYTES, Built, dtype_for, writers
 from cramming.data.pieces import Pieces
 from cramming.data.shards import TOKENIZER
-from cramming.data.sources.hub import MOST_PARTS, UNKNOWN, Rows, listed, settled, unreachable
-from cramming.data.sources.source import fraction
+from cramming.data.sources.hub import UNKNOWN, Rows, listed, settled, unreachable
+from cramming.data.sources.source import MOST_PARTS, fraction
 from cramming.data.tokenizer import SPECIAL_TOKENS, load_tokenizer, save_tokenizer, template
 from cramming.errors import UserError
 

@@ -7,11 +7,12 @@ from cramming.checks import number, numbers, one_of, paths
 from cramming.errors import UserError
 from cramming.glue.tasks import suite_tasks
 from cramming.runs import Keys, essence, listed
+from fff.optimise import fastest_linears
 
 SOURCES = ("mini", "hub", "local")
 WARMUPS = ("per_task", "legacy")
 PRECISIONS = ("fp32", "bf16", "fp16")
-OPTIMISED = ("int8", "bfloat16")
+OPTIMISED = ("auto", "int8", "bfloat16")
 MAX_SEED = 2**32 - 1
 # What the first results were named by (see cramming.runs); never add to it.
 FIXED = listed(
@@ -48,7 +49,8 @@ class GlueConfig:
     max_length: int = 128  # tokens per example, special tokens included
     dropout: float = 0.1  # probability
     precision: str = "fp32"  # fp32 | bf16 | fp16 (fp16 on a GPU only)
-    optimise: str | None = None  # on a CPU: score a copy with int8 linears, and int8 or bfloat16 trees; null: no copy
+    # On a CPU: score a copy with int8 linears, and int8 or bfloat16 trees; auto: what is fastest here; null: no copy.
+    optimise: str | None = None
     save: bool = False  # keep each finetuned classifier, in output_dir/runs/<run>/glue/<record's name>
     limit_train: int | None = None  # first so many training examples only: for trying, marked partial in the record
     mini_train: int = 3000  # source=mini: training examples per task, at most
@@ -93,4 +95,6 @@ class GlueConfig:
     def settings(self) -> dict[str, Any]:
         """What a result depends on besides model, examples, task and seed: runs with equal settings are comparable."""
         mini, none = self.source == "mini", frozenset[str]()
-        return essence(self, Keys(FIXED | (MINI if mini else none), COSMETIC | (none if mini else MINI)))
+        found = essence(self, Keys(FIXED | (MINI if mini else none), COSMETIC | (none if mini else MINI)))
+        # Which form that is depends on the processor, and what another form scored is no run of the same settings.
+        return found | ({"optimise": f"auto: {fastest_linears()}"} if self.optimise == "auto" else {})

@@ -172,7 +172,9 @@ def evaluate_task(config: GlueConfig, world: World, encoded: EncodedTask, model:
 
 def check_optimised(config: GlueConfig, world: World) -> None:
     """UserError where the copy that `glue.optimise` asks for cannot be made or used here."""
-    reason = f"it is for a CPU, and this runs on {world.device}" if world.device.type != "cpu" else unusable()
+    reason = None if config.optimise == "auto" else unusable()
+    if world.device.type != "cpu":
+        reason = f"it is for a CPU, and this runs on {world.device}"
     if config.optimise is not None and reason:
         raise UserError(f"glue.optimise={config.optimise} cannot be used: {reason}. Leave it null.")
 
@@ -182,7 +184,10 @@ def scored(config: GlueConfig, model: torch.nn.Module) -> torch.nn.Module:
     if config.optimise is None:
         return model
     optimised = copy.deepcopy(model).eval()
-    optimise_for_cpu(optimised, linears="int8", trees=config.optimise)
+    if config.optimise == "auto":
+        optimise_for_cpu(optimised)
+    else:
+        optimise_for_cpu(optimised, linears="int8", trees=config.optimise)
     return optimised
 
 

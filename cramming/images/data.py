@@ -9,7 +9,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
-from cramming.errors import UserError
+from cramming.errors import UserError, one_line
 from cramming.images.config import ImagesConfig
 
 
@@ -94,7 +94,7 @@ def _hub_split(config: ImagesConfig, split: str) -> tuple[np.ndarray, np.ndarray
     try:
         table = datasets.load_dataset(str(config.id), config.config, split=split, revision=config.revision)
     except Exception as error:
-        what = " ".join(str(error).split())[:200]
+        what = one_line(error)
         raise UserError(
             f"images.id: {config.id} (config {config.config}, split {split}) cannot be read ({type(error).__name__}: "
             f"{what}). Check the id and the network, or use images=digits, which needs none."

@@ -23,7 +23,7 @@ import fff.surgery
 from cramming.errors import UserError
 from cramming.files import read_json, sha256, short_hash
 from cramming.model import CrammedConfig
-from cramming.model.saved import CONFIG, Pretrained, first_line, quiet
+from cramming.model.saved import CONFIG, Pretrained, first_line, folder_of, quiet
 
 LONGEST = 512  # tokens, where neither model nor tokenizer knows a limit
 BROKEN = (RuntimeError, ValueError, KeyError, TypeError, OSError, ImportError, SafetensorError)
@@ -35,11 +35,6 @@ def is_foreign(path: Path) -> bool:
     config = folder_of(path) / CONFIG
     kind = read_json(config).get("model_type") if config.is_file() else None
     return kind is not None and kind != CrammedConfig.model_type
-
-
-def folder_of(path: Path) -> Path:
-    """The model's folder in a run's, or itself."""
-    return path / "model" if (path / "model").is_dir() else path
 
 
 def open_foreign(path: Path) -> Pretrained:
@@ -103,8 +98,7 @@ def classifier_of(pretrained: Pretrained, dropout: float, **settings: Any) -> Pr
     known = read_json(folder / CONFIG)
     encoder: Any = encoder_of(folder, **{key: dropout for key in DROPOUTS if key in known})
     config = copy.deepcopy(encoder.config)
-    for key, value in {**settings, **{key: dropout for key in DROPOUTS if hasattr(config, key)}}.items():
-        setattr(config, key, value)
+    config.update({**settings, **{key: dropout for key in DROPOUTS if hasattr(config, key)}})
     try:
         model = AutoModelForSequenceClassification.from_config(config)
     except ValueError as error:

@@ -84,13 +84,18 @@ def save_model(model: PreTrainedModel, folder: Path) -> None:
         model.config.ffn = chosen
 
 
+def folder_of(path: Path) -> Path:
+    """The model's folder in a run's, or itself."""
+    return path / "model" if (path / "model").is_dir() else path
+
+
 def open_pretrained(path: Path) -> Pretrained:
     """Check `<run>/model` (give the run's folder or the model's), its weights against the run's record.
 
     Raises:
         UserError: something is missing, damaged, of another kind, or named so that no file may be called after it.
     """
-    folder = path / "model" if (path / "model").is_dir() else path
+    folder = folder_of(path)
     config = _table(folder / CONFIG) if (folder / CONFIG).exists() else {}
     if not config or "train" in config:  # nothing, or an unfinished run's own configuration
         raise UserError(f"checkpoint: {path} holds no finished model (no {CONFIG}); run `make pretrain EXP=...` first.")

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from cramming.errors import UserError
+from cramming.errors import UserError, one_line
 from cramming.parallel.greeting import FRESH, TRAINED, Astray, Refused
 from cramming.parallel.launch import is_lost
 from cramming.parallel.peers import Peers
@@ -132,7 +132,7 @@ class Members:
         except (RuntimeError, TimeoutError) as error:
             raise UserError(
                 f"The lighthouse at {self.lighthouse} has not called a meeting within {self.patience} "
-                f"({' '.join(str(error).split())[:120]}); see whether it runs, and whether as many workers as its "
+                f"({one_line(error, 120)}); see whether it runs, and whether as many workers as its "
                 "--min_replicas do. The same command goes on from the last checkpoint."
             ) from error
         return self._manager.errored()

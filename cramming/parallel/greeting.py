@@ -12,6 +12,8 @@ from cramming.parallel.peers import Peers
 
 DIGEST = 16  # bytes; that two things have one digest is as likely as nothing that ever happened
 
+CARD = 1 + 2 * DIGEST  # bytes that a worker sends of itself: what it comes with, its facts' name and its past's
+
 # What a worker comes with: what it trained since the last meeting; what it has just taken over from another one;
 # nothing, for it begins, or goes on from its checkpoint.
 TRAINED, FRESH, BEGINS = range(3)

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 
 from cramming.door import explained, tell
-from cramming.errors import UserError
+from cramming.errors import UserError, one_line
 
 Value = TypeVar("Value")
 
@@ -269,4 +269,4 @@ def is_lost(error: BaseException) -> bool:
 
 
 def _short(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return f"{type(error).__name__}: {one_line(error)}"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from cramming.errors import UserError
 from cramming.parallel.greeting import DIGEST, TRAINED, Astray, Refused, digest, greet
 from cramming.parallel.peers import Peers
-from cramming.parallel.rows import Table, tables
+from cramming.parallel.rows import Table, differing, tables
 
 NOT_FINITE = (
     "The weights of worker {who} hold what is no finite number, and are refused; lower train.lr or train.clip, and "
@@ -177,6 +177,5 @@ class Outer:
         if not by_rows or peers.size == 1:
             return [torch.ones(max(1, table.rows), dtype=torch.bool) for table in self.tables]
         found = peers.gather(torch.cat([table.digests(weights) for table in by_rows]))
-        differ = torch.stack([each != found[0] for each in found]).any(0).view(-1, DIGEST).any(1)
-        parts = iter(differ.split([table.rows for table in by_rows]))
+        parts = iter(differing(found).split([table.rows for table in by_rows]))
         return [next(parts) if table.rows else torch.ones(1, dtype=torch.bool) for table in self.tables]

@@ -6,7 +6,7 @@ their digests, and those that are alike everywhere are their own mean.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,6 +37,11 @@ class Table:
                 digest.update(array[row])
             found += digest.digest()
         return torch.frombuffer(found, dtype=torch.uint8).view(self.rows, DIGEST)
+
+
+def differing(digests: Sequence[Tensor]) -> Tensor:
+    """(rows,) bool: which rows are not alike in all workers, of each of whom (rows, DIGEST) is given."""
+    return torch.stack([each != digests[0] for each in digests]).any(0).any(1)
 
 
 def tables(model: nn.Module) -> list[Table]:

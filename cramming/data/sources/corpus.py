@@ -9,13 +9,12 @@ from typing import Any
 from cramming import remote
 from cramming.checks import at_home
 from cramming.data.sources.readers import kind, read_documents
-from cramming.data.sources.source import Advance, Mended, Part, Reading, no_progress
+from cramming.data.sources.source import MOST_PARTS, Advance, Mended, Part, Reading, no_progress
 from cramming.errors import UserError
 from cramming.files import read_json, write_json
 from cramming.remote import AnyFile, RemoteFile
 
 PART_BYTES = 64 << 20  # of files on the disk, at least, so that a part is worth its locks and flushes
-MOST_PARTS = 512
 
 
 class TextSource:

@@ -7,11 +7,10 @@ from typing import Any
 import datasets
 
 from cramming.data.config import HubDataset
-from cramming.data.sources.source import Advance, Mended, Part, Reading, no_progress
-from cramming.errors import Passing, UserError
+from cramming.data.sources.source import MOST_PARTS, Advance, Mended, Part, Reading, no_progress
+from cramming.errors import Passing, UserError, one_line
 from cramming.files import sha256, short_hash
 
-MOST_PARTS = 512
 UNKNOWN = "unknown"
 
 
@@ -214,7 +213,7 @@ def texts(rows: Rows, mended: Mended) -> Iterator[str]:
 
 def unreachable(dataset: HubDataset, error: Exception) -> UserError:
     """One clear error for everything that can go wrong on the way to the hub."""
-    what = " ".join(str(error).split())[:200]
+    what = one_line(error)
     return Passing(
         f"data.hub: {dataset.id} (config {dataset.config}, split {dataset.split}) cannot be read "
         f"({type(error).__name__}: {what}). Check the id and the network, or use data=docs or data=text."

@@ -12,7 +12,7 @@ import pyarrow.parquet
 from cramming.data.sources.compressed import COMPRESSIONS, decompressed, unpacked
 from cramming.data.sources.compressed import DAMAGE as DAMAGED_COMPRESSION
 from cramming.data.sources.source import Advance, Mended, no_progress
-from cramming.errors import UserError
+from cramming.errors import UserError, one_line
 from cramming.remote import AnyFile, opened, size_of
 
 BLOCK_BYTES = 1 << 20
@@ -141,7 +141,7 @@ def group_rows(path: AnyFile, file: pyarrow.parquet.ParquetFile, group: int, col
         except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
-            what = " ".join(str(error).split())[:200]
+            what = one_line(error)
             raise UserError(
                 f"{path}, row group {group} of {file.num_row_groups}: damaged ({what}); get it again."
             ) from None

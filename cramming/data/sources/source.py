@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+MOST_PARTS = 512  # of one source: each has its locks, files and flushes
 HALF_LETTERS = re.compile("[\ud800-\udfff]")
 
 # Called with the number of bytes newly read; the unit is the source's (`total`).

@@ -24,7 +24,7 @@ from cramming.glue.tasks import suite_tasks
 from cramming.model.saved import load_tokenizer, open_pretrained
 from fff.layers.path import PathFFF
 from fff.layers.quantised import QuantisedPath
-from fff.optimise import InBfloat16
+from fff.optimise import InBfloat16, fastest_linears
 from tests.helpers.glue import WORDS, tiny_run, tiny_tokenizer, write_sst2
 
 SST2 = suite_tasks("glue")["sst2"]
@@ -269,13 +269,13 @@ def test_without_padding_results_are_the_padded_ones_in_the_callers_order(suite)
             np.testing.assert_allclose(whole, padded, atol=1e-5)
 
 
-@pytest.mark.parametrize("trees", ["int8", "bfloat16"])
+@pytest.mark.parametrize("trees", ["int8", "bfloat16", "auto"])
 def test_a_suite_may_score_an_optimised_copy(suite, tmp_path, trees):
     made = suite(optimise=trees, epochs=12, dropout=0.0, save=True)
     made = Suite(made.config, made.pretrained, made.results_dir, kept=tmp_path / "kept")
     (record,) = run_suite(made)
     assert record["metrics"]["accuracy"] >= 0.95
-    assert record["config"]["glue"]["optimise"] == trees
+    assert record["config"]["glue"]["optimise"] == (f"auto: {fastest_linears()}" if trees == "auto" else trees)
     assert "optimise" not in suite().config.settings(), "results of before keep their names"
     kept = AutoModelForSequenceClassification.from_pretrained(tmp_path / "kept" / record["name"])
     assert isinstance(kept.model.blocks[0].ffn, PathFFF), "what is kept is the float model"
