@@ -1,4 +1,4 @@
-"""What became of the sweeps: finished, running (by whom, since when), failed, missing, hours left: `make status`.
+"""What became of the sweeps, each run of them, and how many hours are left: `make status`.
 
 Reads the files that all machines of a sweep share, and changes nothing: `python scripts/status.py [OUTPUT_DIR]`.
 """
@@ -23,7 +23,7 @@ def main() -> None:
             print(end="\n" if number else "")
             tell("sweep", command)
             states = show(runs)
-            left = [run for run in runs if states[run.root.run_name].name in ("running", "missing")]
+            left = [run for run in runs if states[run.root.run_name].name in ("running", "queued", "missing")]
             running = sum(state.name == "running" for state in states.values())
             tell("hours", hours(runs, left, max(1, running)))
 

@@ -1,5 +1,6 @@
 """Runs on machines that a cluster's queue gives: submitit (SLURM, or processes here) and ray. Not on one's own."""
 
+import subprocess
 import time
 from collections.abc import Collection
 from typing import Any
@@ -8,24 +9,32 @@ from cramming.errors import UserError
 from cramming.plan import Planned
 from cramming.sweep.attempt import Attempt
 from cramming.sweep.launch import Launcher, attempt, library
+from cramming.sweep.squeue import Queued, forget_job, job_of, keep_job, queue
 
 POLL_S = 1.0
+LOOK_S = 5.0  # between two looks into SLURM's queue, which all its users share
+RESULT_S = 15.0  # in which a file server shows what a job that has ended has written
 STOP_S = 120.0  # in which a run that was told to stop writes its checkpoint
 HOURS = 24  # of a job, unless timeout_min says otherwise; a run that takes longer is queued again, and goes on
 REQUEUED = 100  # times
 
 
+def by_submitit(launcher: Launcher) -> "Submitit":
+    """SLURM, unless another of submitit's clusters was asked for."""
+    return (Slurm if launcher.settings.get("cluster", "slurm") == "slurm" else Submitit)(launcher)
+
+
 class Submitit:
-    """Jobs of SLURM, each of one run; with cluster=local processes of this machine, as SLURM would start them.
+    """Jobs, each of one run; with cluster=local processes of this machine, as SLURM would start them.
 
     Settings are those of submitit.AutoExecutor.update_parameters (timeout_min, cpus_per_task, gpus_per_node, mem_gb,
-    slurm_partition, ...), and cluster: by default slurm where there is one.
+    slurm_partition, ...), and cluster.
     """
 
     def __init__(self, launcher: Launcher) -> None:
         submitit = library("submitit")
         settings = {"name": "sweep", "timeout_min": HOURS * 60, **launcher.settings}
-        cluster = settings.pop("cluster", None)
+        cluster = settings.pop("cluster", "slurm")
         self.threads = launcher.threads or settings.get("cpus_per_task")
         try:
             folder = launcher.folder / "submitit" / "%j"
@@ -59,6 +68,87 @@ class Submitit:
         until = time.monotonic() + STOP_S
         while not all(job.done() for job in handles) and time.monotonic() < until:
             time.sleep(POLL_S)
+
+
+class Slurm(Submitit):
+    """Jobs of SLURM, each named after its run unless it was given a name.
+
+    What its queue says counts, not the result alone: a job that is preempted ends with a result, and is started again.
+    A job that waits or runs when this process is killed is taken over by the same command.
+    """
+
+    def __init__(self, launcher: Launcher) -> None:
+        super().__init__(launcher)
+        self.name = launcher.settings.get("name")
+        self.runs: dict[str, Planned] = {}  # by the job's number
+        self.gone: dict[str, float] = {}  # when a job was first seen to have ended, if it left no result
+        self.before = self._queue() or {}
+
+    def submit(self, run: Planned) -> Any:
+        """Into the queue, unless it is there; UserError where SLURM refuses it."""
+        if (found := job_of(run, self.before)) is not None:
+            job = library("submitit").SlurmJob(self.executor.folder, found[0])
+        else:
+            job = self._submitted(run)
+        self.runs[job.job_id] = run
+        return job
+
+    def _submitted(self, run: Planned) -> Any:
+        name = self.name or run.root.run_name
+        self.executor.update_parameters(name=name)
+        try:
+            job = self.executor.submit(attempt(run, self.threads))
+        except (RuntimeError, OSError) as error:
+            said = " ".join(str(error).split())[:300]
+            raise UserError(
+                f"SLURM took no job for {name}: {said}; give --launch what it asks for, e.g. slurm_partition=, "
+                "slurm_account=, timeout_min= (`sinfo` lists the partitions)."
+            ) from None
+        keep_job(run, job.job_id, name)
+        return job
+
+    def ended(self, handles: Collection[Any]) -> list[tuple[Any, int | str]]:
+        """Look into the queue, now and then."""
+        while (jobs := self._queue()) is None or not (found := self._over(handles, jobs)):
+            time.sleep(LOOK_S)
+        for job, _ in found:
+            forget_job(self.runs.pop(job.job_id))
+        return found
+
+    @staticmethod
+    def _queue() -> dict[str, Queued] | None:
+        """None where it does not answer, as while its controller is restarted."""
+        try:
+            return queue()
+        except OSError:
+            return None
+
+    def _over(self, handles: Collection[Any], jobs: dict[str, Queued]) -> list[tuple[Any, int | str]]:
+        found: list[tuple[Any, int | str]] = []
+        for job in handles:
+            queued = jobs.get(job.job_id)
+            if queued is not None and not queued.ended:
+                self.gone.pop(job.job_id, None)
+            elif job.paths.result_pickle.exists():
+                found.append((job, self._status(job)))
+            elif time.monotonic() - self.gone.setdefault(job.job_id, time.monotonic()) > RESULT_S:
+                why = queued or "gone from the queue"
+                found.append((job, f"job {job.job_id} of SLURM: {why} (see {job.paths.folder})"))
+        return found
+
+    def stop(self, handles: Collection[Any]) -> None:
+        """Cancel the jobs: each run that has begun gets a signal, and has as long as SLURM's KillWait."""
+        left = {job.job_id for job in handles}
+        if left:
+            subprocess.run(["scancel", *left], capture_output=True)
+        until = time.monotonic() + STOP_S
+        while left and time.monotonic() < until:
+            time.sleep(POLL_S)
+            jobs = self._queue()
+            left = {each for each in left if jobs is None or (each in jobs and not jobs[each].ended)}
+        for job in handles:
+            if job.job_id not in left:
+                forget_job(self.runs.pop(job.job_id))
 
 
 class Ray:

@@ -21,6 +21,7 @@ from cramming.plan import Planned, missing
 from cramming.report.tables import write_report
 from cramming.sweep.launch import LIBRARIES, NAMES, Launcher, Task, library
 from cramming.sweep.memory import remember, sweeps_folder
+from cramming.sweep.squeue import check_present
 from cramming.sweep.state import hours, needs, show, tell
 
 POLL_S = 1.0
@@ -45,11 +46,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def check_options(arguments: argparse.Namespace) -> None:
     """Refuse (UserError) what cannot be; from here on a signal ends the runs after a checkpoint."""
     number("--jobs", arguments.jobs, least=1)
-    settings_of(arguments)
+    settings = settings_of(arguments)
     if arguments.launcher in LIBRARIES:
         library(arguments.launcher)
+    if arguments.launcher == "submitit" and settings.get("cluster", "slurm") == "slurm":
+        check_present()
     for name in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(name, stop)
+        if signal.getsignal(name) is not signal.SIG_IGN:  # as nohup leaves SIGHUP
+            signal.signal(name, stop)
 
 
 def stop(received: int, _: Any) -> None:
@@ -155,9 +159,15 @@ def outcome(run: Planned, data: str, status: int | str) -> str | None:
         return f"finished: loss {record['metrics']['valid_loss']:.4f}"
     if status == Held.status:
         return None
-    lines = [line.strip() for line in run.log.read_text(errors="replace").splitlines() if line.strip()]
-    last = lines[-1] if lines else "without a word"
-    error = f"status {status}, {last}" if isinstance(status, int) else status
+    error = status if isinstance(status, str) else f"status {status}, {last_line(run.log)}"
+    if run.log.exists():  # of a job that never began there is none
+        error += f" (see {run.log})"
     when = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    write_json(run.failure_file, {"error": f"{error} (see {run.log})", "host": socket.gethostname(), "when": when})
-    return f"failed: {error} (see {run.log})"
+    write_json(run.failure_file, {"error": error, "host": socket.gethostname(), "when": when})
+    return f"failed: {error}"
+
+
+def last_line(log: Path) -> str:
+    """The last thing that a run said."""
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    return next((line.strip() for line in reversed(lines) if line.strip()), "without a word")

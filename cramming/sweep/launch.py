@@ -172,7 +172,7 @@ def _place(module: str, name: str) -> Callable[[Launcher], Place]:
 
 PLACES: dict[str, Callable[[Launcher], Place]] = {
     "local": Here,
-    "submitit": _place("cluster", "Submitit"),
+    "submitit": _place("cluster", "by_submitit"),
     "ray": _place("cluster", "Ray"),
 }
 NAMES = (*PLACES, "joblib")

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cramming.plan import Planned
+from cramming.sweep.squeue import Queued, job_of, queue, was_queued
 from cramming.train.cost import cost_of
 
-STATES = ("finished", "running", "failed", "missing")
+STATES = ("finished", "running", "queued", "failed", "missing")
 ALWAYS = ("finished", "failed", "missing")  # told where there are none, too
 
 
@@ -20,15 +21,29 @@ class State:
     progress: float
 
 
-def state_of(run: Planned) -> State:
-    """As the files tell it now: a loss, by whom it is trained since when, why it failed, or how far it had come."""
+def state_of(run: Planned, jobs: dict[str, Queued]) -> State:
+    """As files and queue tell it now: a loss, by whom it is trained since when, why it failed, how far it had come."""
     if (record := run.finished()) is not None:
         return State("finished", f"loss {record['metrics']['valid_loss']:.4f}", 1.0)
     if (holder := run.holder) is not None:
         return State("running", f"{run.progress:.0%} by {holder}", run.progress)
+    begun, progress = (f"begun, {run.progress:.0%}", run.progress) if run.begun else ("", 0.0)
+    if (found := job_of(run, jobs)) is not None:
+        return State("queued", "  ".join(filter(None, (f"job {found[0]} of SLURM: {found[1]}", begun))), progress)
     if (reason := why_failed(run)) is not None:
         return State("failed", f"failed: {reason}", run.progress)
-    return State("missing", f"begun, {run.progress:.0%}" if run.begun else "", run.progress if run.begun else 0.0)
+    return State("missing", begun, progress)
+
+
+def waiting(runs: Sequence[Planned]) -> dict[str, Queued]:
+    """What SLURM's queue has, where a run of these was put there; nothing where it cannot be asked."""
+    if not any(map(was_queued, runs)):
+        return {}
+    try:
+        return queue()
+    except OSError as error:
+        tell("queue", f"not known here: {error}")
+        return {}
 
 
 def why_failed(run: Planned) -> str | None:
@@ -39,10 +54,10 @@ def why_failed(run: Planned) -> str | None:
 
 def show(runs: Sequence[Planned]) -> dict[str, State]:
     """Print a line for each run, and how many there are of each state; returns name -> state."""
-    width, found = max(len(run.root.run_name) for run in runs), {}
+    width, found, jobs = max(len(run.root.run_name) for run in runs), {}, waiting(runs)
     for run in runs:
         name = run.root.run_name
-        state = found[name] = state_of(run)
+        state = found[name] = state_of(run, jobs)
         tell(state.name, "  ".join(filter(None, (f"{name:<{width}}", run.row, state.word))))
     counts = {name: sum(state.name == name for state in found.values()) for name in STATES}
     tell("of all", ", ".join(f"{count} {name}" for name, count in counts.items() if count or name in ALWAYS))

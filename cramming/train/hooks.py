@@ -15,8 +15,9 @@ from cramming.train.validate import Validation
 
 
 class StopSignals(Hook):
-    """SIGINT, SIGTERM and SIGHUP end the run cleanly after the current step; a second one ends it at once.
+    """SIGINT, SIGTERM and SIGHUP end the run cleanly after the current step; a Ctrl-C after one ends it at once.
 
+    SIGTERM may come several times within milliseconds, as from SLURM, which tells a job's steps and their processes.
     Several processes stop at the same step, the next at which they meet. The first hook of a list, so that the others
     know of the stop in the same step.
     """
@@ -43,9 +44,9 @@ class StopSignals(Hook):
             signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None:
+        if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.received = signal.Signals(number).name
+        self.received = self.received or signal.Signals(number).name
 
 
 class FiniteGuard(Hook):
