@@ -62,7 +62,7 @@ figures: setup  ## results/runs and results/bench -> results/figures, PNG and SV
 sweep: setup  ## pretrain over DEPTH, TREES, SEED and any key what is missing, then the tables
 	$(PY) scripts/sweep.py $(MANY) $(SWEEP)
 
-status: setup  ## what became of the sweeps, here and on other machines: finished, running, failed, missing, hours left
+status: setup  ## what became of the sweeps, here and on other machines: finished, running, queued, failed, missing, hours left
 	$(PY) scripts/status.py $(ARGS)
 
 micro: setup  ## what is a tree worth? trains the missing rows of configs/rows/micro.yaml, then tables and figures (JOBS=2)

@@ -1,4 +1,4 @@
-"""A real SLURM: a sweep interrupted, cancelled and killed ends with an undisturbed one's tables; docs/scale.md's script.
+"""A real SLURM: a sweep interrupted, cancelled and killed ends with an undisturbed one's tables; the page's script.
 
 Runs where sbatch submits and sinfo answers, on one node that this process shares its folders and processes with.
 """
@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +24,12 @@ from tests.helpers.forked import Forked
 from tests.helpers.swept import TINY, folders, planned_of, untimed
 
 ROOT = Path(__file__).parents[2]
+SCALE = ROOT / "docs/scale.md"
+HERE = {  # what the page's script is given in place of machines, GPUs, experiment and folder
+    "--nodes=2 --ntasks-per-node=1 --gpus-per-node=4 --cpus-per-task=32": "--nodes=1 --ntasks=2 --overcommit",
+    "--nproc_per_node 4": "--nproc_per_node 1",
+    ".venv/bin/torchrun": f"{sys.executable} -m torch.distributed.run",
+}
 SWEPT = "ffn.depth=2,3,4 seed=0,1 train.budget_tokens=120000 train.validations=4 train.checkpoints=8"
 PATIENCE_S = 300.0
 
@@ -119,3 +126,40 @@ def test_a_sweep_by_slurm_interrupted_cancelled_and_killed_ends_with_the_same_ta
     assert left <= {each.name for each in folder.iterdir()}
     assert untimed(home) == untimed(whole)
     assert any("(continues at step " in run.log.read_text() for run in swept.runs)
+
+
+def script(words: list[str]) -> str:
+    """The page's, for two processes of one node."""
+    (found,) = re.findall(r"```bash\n(#!/bin/bash\n#SBATCH.*?)```", SCALE.read_text(), re.DOTALL)
+    for old, new in (HERE | {re.findall(r"experiment=\S+ train.sharding=.*", found)[0]: " ".join(words)}).items():
+        assert found.count(old) == 1, old
+        found = found.replace(old, new)
+    return found
+
+
+@pytest.mark.usefixtures("jobs")
+def test_the_script_of_the_page_trains_is_cancelled_and_goes_on(tmp_path: Path) -> None:
+    text = write_txt(tmp_path / "text.txt", make_documents(150))
+    budget = "train.budget_tokens=250000 train.microbatch=4 train.validations=4 train.checkpoints=8 train.sharding=fsdp"
+    words = [*TINY.split(), *budget.split(), *folders(tmp_path, text)]
+    (run,) = planned_of(words)
+    (tmp_path / "job.sh").write_text(script(words))
+
+    def submitted(log: Path) -> str:
+        command = ["sbatch", "--parsable", f"--output={log}", str(tmp_path / "job.sh")]
+        return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
+
+    first, second = tmp_path / "first.log", tmp_path / "second.log"
+    job = submitted(first)
+    until(lambda: run.begun, lambda: first.read_text()[-2000:])
+    subprocess.run(["scancel", job], check=True)
+    until(lambda: queue()[job].ended)
+    assert "Stopped by SIGTERM at step " in first.read_text()
+    assert not run.finished()
+    job = submitted(second)
+    until(lambda: queue()[job].ended, lambda: second.read_text()[-2000:])
+    said = second.read_text()
+    assert "(continues at step " in said, said[-2000:]
+    record = run.finished()
+    assert record is not None, said[-2000:]
+    assert record["machine"]["processes"] == 2

@@ -191,6 +191,15 @@ def test_a_hangup_stops_like_the_other_signals() -> None:
     assert signal.SIGHUP in StopSignals.SIGNALS
 
 
+def test_a_cluster_may_say_it_twice_and_a_person_presses_ctrl_c_again() -> None:
+    hook = StopSignals()
+    for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGHUP):  # SLURM tells a job's step and its processes
+        hook._receive(number, None)
+    assert hook.received == "SIGTERM"
+    with pytest.raises(KeyboardInterrupt):
+        hook._receive(signal.SIGINT, None)
+
+
 @pytest.mark.parametrize(
     ("name", "value", "refused"),
     [
