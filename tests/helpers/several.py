@@ -21,7 +21,7 @@ from accelerate.state import AcceleratorState
 from cramming.door import door
 from cramming.parallel import launch
 
-PATIENCE_S = 120.0  # with all of them; who is not there then is ended, and the test fails
+PATIENCE_S = 300.0  # with all of them; who is not there then is ended, and the test fails
 
 
 @dataclass(frozen=True)
