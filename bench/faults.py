@@ -1,8 +1,9 @@
 """Workers that are killed and come back: how long the others stand still, and what it does to the loss. A log.
 
 `python -m bench.faults --kills 10 --record NAME key=value ...` trains experiment=apart with three workers that meet by
-a lighthouse (needs torchft): once for each seed undisturbed, and once with kill -9 of one of them at random moments,
-which is started again. `key=value` goes to scripts/pretrain.py, as data.files=[...].
+a lighthouse (needs torchft): undisturbed, and with kill -9 of one of them at random moments, which is started again.
+What a worker would have learnt while it is away is lost; how much that costs by itself tell undisturbed runs of two
+workers (--fewer), of as many steps. `key=value` goes to scripts/pretrain.py, as data.files=[...].
 """
 
 import argparse
@@ -33,10 +34,11 @@ WORKERS = 3
 SILENT_S, LATE_S = 5.0, 10.0  # after which a worker is thought dead; for which a meeting waits for one that is alive
 BOUND_S = SILENT_S + LATE_S + ANSWER_S
 PAUSE_S = (0.0, 5.0)  # from a return to the next kill, drawn evenly
+MICROBATCH = 8  # sequences of each worker in a step
 START_S = 600.0  # in which a worker has to be there
 LOOK_S = 0.2
 SETTINGS = (
-    *("train.sync=outer", "train.outer_steps=20", "train.log_steps=20", "train.batch=24", "train.microbatch=8"),
+    *("train.sync=outer", "train.outer_steps=20", "train.log_steps=20", f"train.microbatch={MICROBATCH}"),
     *("train.budget_tokens=null", "train.budget_steps=1600", "train.validations=20", "train.valid_sequences=512"),
     *("train.patience_minutes=5", "train.usage_sequences=8"),
 )
@@ -65,32 +67,34 @@ def lighthouse(least: int, *, silent_s: float = SILENT_S, late_s: float = LATE_S
         process.wait()
 
 
-def command(folder: Path, address: str, number: int, seed: int, overrides: list[str]) -> list[str]:
+def command(folder: Path, address: str, number: int, of: int, seed: int, overrides: list[str]) -> list[str]:
     """Of one worker."""
     return [
-        *(sys.executable, "scripts/pretrain.py", "experiment=apart", f"seed={seed}", *SETTINGS, *overrides),
+        *(sys.executable, "scripts/pretrain.py", "experiment=apart", f"seed={seed}", *SETTINGS),
+        *(f"train.batch={MICROBATCH * of}", *overrides),
         *(f"output_dir={folder}", f"results_dir={folder / 'results'}"),
-        *(f"train.lighthouse={address}", f"train.workers={WORKERS}", f"train.worker={number}"),
+        *(f"train.lighthouse={address}", f"train.workers={of}", f"train.worker={number}"),
     ]
 
 
 class Group:
     """The workers of one run, and what is seen of them from outside: rows of their histories, also of those lost."""
 
-    def __init__(self, folder: Path, address: str, seed: int, overrides: list[str]) -> None:
+    def __init__(self, folder: Path, address: str, seed: int, overrides: list[str], workers: int = WORKERS) -> None:
         self.folder, self.address, self.seed, self.overrides = folder, address, seed, overrides
+        self.numbers = range(workers)
         self.began, self.last, self.longest = time.monotonic(), 0.0, 0.0
         self.step = 0  # of the last meeting that is known of
-        self.rows: dict[int, dict[int, dict[str, Any]]] = {number: {} for number in range(WORKERS)}
+        self.rows: dict[int, dict[int, dict[str, Any]]] = {number: {} for number in self.numbers}
         folder.mkdir()
         (folder.parent / "data").mkdir(exist_ok=True)
         (folder / "data").symlink_to(folder.parent / "data")  # prepared once for all runs
-        self.running = {number: self.start(number) for number in range(WORKERS)}
+        self.running = {number: self.start(number) for number in self.numbers}
 
     def start(self, number: int) -> subprocess.Popen[bytes]:
         """A worker's process."""
         with open(self.folder / f"worker-{number}.txt", "ab") as log:
-            words = command(self.folder, self.address, number, self.seed, self.overrides)
+            words = command(self.folder, self.address, number, len(self.numbers), self.seed, self.overrides)
             return subprocess.Popen(words, stdout=log, stderr=log)
 
     @property
@@ -105,7 +109,7 @@ class Group:
 
     def look(self) -> None:
         """Read what the workers have done by now, and how long the furthest has stood still."""
-        for number in range(WORKERS):
+        for number in self.numbers:
             if (path := self.path(number)) and (path / "metrics.jsonl").exists():
                 with contextlib.suppress(UserError):  # read while a row was being written
                     self.rows[number] |= {row["step"]: row for row in read_history(path / "metrics.jsonl")}
@@ -147,19 +151,23 @@ class Group:
         """Wait for the end; all that was seen."""
         self.wait(lambda: False, seconds=3600.0)
         self.look()
-        statuses = [self.running[number].wait() for number in range(WORKERS)]
-        models = [path / "model" / "model.safetensors" for number in range(WORKERS) if (path := self.path(number))]
+        statuses = [self.running[number].wait() for number in self.numbers]
+        models = [path / "model" / "model.safetensors" for number in self.numbers if (path := self.path(number))]
         hashes = {sha256(model) for model in models if model.exists()}
         rows = [row for own in self.rows.values() for row in own.values()]
         curves = [
             {step: row["valid/loss"] for step, row in own.items() if "valid/loss" in row} for own in self.rows.values()
         ]
         curve = {step: curve[step] for curve in curves for step in curve}
+        votes = {step: row["exchange/workers"] for own in self.rows.values() for step, row in own.items()
+                 if "exchange/workers" in row}  # fmt: skip
         return {
+            "workers": len(self.numbers),
             "seed": self.seed,
+            "learnt": round(sum(votes.values()) / len(self.numbers) / len(votes), 4),
             "seconds": round(self.now, 1),
             "exit_statuses": statuses,
-            "weights_alike": len(hashes) == 1 and len(models) == WORKERS,
+            "weights_alike": len(hashes) == 1 and len(models) == len(self.numbers),
             "longest_without_a_meeting_s": round(self.longest, 1),
             "longest_meeting_s": round(max(row["exchange/seconds"] for row in rows if "exchange/seconds" in row), 2),
             "losses_alike": all(abs(value - curve[step]) < 1e-5 for own in curves for step, value in own.items()),
@@ -168,18 +176,18 @@ class Group:
         }
 
 
-def run(folder: Path, seed: int, kills: int, overrides: list[str]) -> dict[str, Any]:
-    """One training of three workers, with as many kills of one of them."""
+def run(folder: Path, seed: int, kills: int, overrides: list[str], workers: int = WORKERS) -> dict[str, Any]:
+    """One training, with as many kills of one of its workers; `learnt` is the share of their work that was averaged."""
     draw, seen = random.Random(seed), []
     with lighthouse(2) as address:
-        group = Group(folder, address, seed, overrides)
+        group = Group(folder, address, seed, overrides, workers)
         try:
-            group.wait(lambda: all(group.reached(number, 0) for number in range(WORKERS)))
+            group.wait(lambda: all(group.reached(number, 0) for number in group.numbers))
             for _ in range(kills):
                 pause = group.now + draw.uniform(*PAUSE_S)
                 if not group.wait(lambda: group.now > pause):  # noqa: B023
                     break
-                if (event := group.kill(draw.randrange(WORKERS))) is None:
+                if (event := group.kill(draw.randrange(workers))) is None:
                     break
                 seen.append(event)
                 print(json.dumps(event), flush=True)
@@ -199,26 +207,43 @@ def outside(curve: dict[str, float], others: list[dict[str, float]]) -> float:
     return round(worst, 4)
 
 
+def losses(runs: list[dict[str, Any]]) -> list[float]:
+    """Their last validation losses, nats."""
+    return [list(each["curve"].values())[-1] for each in runs]
+
+
 def main() -> None:
     """Run as a command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=10)
-    parser.add_argument(
-        "--seeds", type=int, nargs="+", default=[0, 1], help="of the undisturbed runs; the first is disturbed"
-    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3], help="of the undisturbed runs")
+    parser.add_argument("--disturbed", type=int, nargs="+", default=[0, 1], help="seeds of those with kills")
+    parser.add_argument("--fewer", type=int, nargs="*", default=[0, 1], help="seeds of those of two workers")
     parser.add_argument("--record", type=path_argument, help="file for the log (JSON)")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     arguments = parser.parse_intermixed_args()
     with door(), tempfile.TemporaryDirectory() as temporary:
-        stamped = stamp(torch.device("cpu"), 1)
-        runs = []
-        for seed, kills in [(arguments.seeds[0], arguments.kills), *((seed, 0) for seed in arguments.seeds)]:
-            runs.append(run(Path(temporary) / f"seed-{seed}-kills-{kills}", seed, kills, arguments.overrides))
+        stamped, runs = stamp(torch.device("cpu"), 1), []
+        wanted = [(WORKERS, seed, arguments.kills) for seed in arguments.disturbed]
+        wanted += [(WORKERS, seed, 0) for seed in arguments.seeds] + [
+            (WORKERS - 1, seed, 0) for seed in arguments.fewer
+        ]
+        for workers, seed, kills in wanted:
+            folder = Path(temporary) / f"workers-{workers}-seed-{seed}-kills-{kills}"
+            runs.append(run(folder, seed, kills, arguments.overrides, workers))
             print(json.dumps(runs[-1]), flush=True)
+        killed = [each for each in runs if each["kills"]]
+        calm = [each for each in runs if not each["kills"] and each["workers"] == WORKERS]
+        curves = [each["curve"] for each in calm]
         found = {
             "stated_s": {"silent": SILENT_S, "late": LATE_S, "answer": ANSWER_S, "together": BOUND_S},
-            "outside_the_undisturbed_nats": outside(runs[0]["curve"], [each["curve"] for each in runs[1:]]),
-            "settings": list(SETTINGS),
+            "outside_the_undisturbed_nats": [outside(each["curve"], curves) for each in killed],
+            "last_losses_nats": {
+                "killed": losses(killed),
+                "undisturbed": losses(calm),
+                "fewer": losses([each for each in runs if each["workers"] < WORKERS]),
+            },
+            "settings": [*SETTINGS, *(each for each in arguments.overrides if not each.startswith("data."))],
             "stamp": stamped,
             "runs": runs,
         }
