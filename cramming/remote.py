@@ -5,6 +5,8 @@ The one door to fsspec. Whatever a store's own library raises leaves here as one
 
 import hashlib
 import io
+import logging
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 import fsspec
+import fsspec.config
 from fsspec.core import url_to_fs
 
 from cramming.errors import Passing, UserError, one_line
@@ -32,6 +35,8 @@ PACKAGES = {
 }
 FLAT = (*PACKAGES, "hf")  # have no folders: what a mistyped name would make is a bucket
 COPY_BYTES = 8 << 20
+# s3fs asks five times and waits 15 s for each answer; botocore beneath it would ask five times for each of those.
+ONCE = {"config_kwargs": {"retries": {"max_attempts": 0}}}
 
 
 def is_remote(place: str) -> bool:
@@ -182,8 +187,9 @@ def store(address: str, key: str) -> tuple[Any, str]:
     if SECRET.match(address):
         raise UserError(f"{key}: an address is written into records, so give no name or password in it; "
                         "set them in the environment, as the store's library reads them.")  # fmt: skip
+    logging.getLogger("asyncio").addFilter(_untold)
     try:
-        return url_to_fs(address)
+        return url_to_fs(address, **_patience(protocol))
     except ImportError as error:
         package = PACKAGES.get(protocol)
         mend = f"pip install {package}" if package else f"install what it asks for ({one_line(error)})"
@@ -193,6 +199,17 @@ def store(address: str, key: str) -> tuple[Any, str]:
             raise UserError(f"{key}: {address} is no address of {protocol}:// ({one_line(error)}).") from None
         raise UserError(f"{key}: {address}: nothing is known of {protocol}://; give a path, s3://, gs://, hf:// or "
                         "another protocol of fsspec.") from None  # fmt: skip
+
+
+def _untold(record: logging.LogRecord) -> bool:
+    """Not the tracebacks of a connection that broke off: what became of it is told as the store's error."""
+    return not record.getMessage().startswith("Task exception was never retrieved")
+
+
+def _patience(protocol: str) -> dict[str, Any]:
+    """What makes a store that has fallen silent an error after some minutes, unless the user has said otherwise."""
+    own = "AWS_MAX_ATTEMPTS" in os.environ or "config_kwargs" in fsspec.config.conf.get("s3", {})
+    return {} if PACKAGES.get(protocol) != "s3fs" or own else ONCE
 
 
 @contextmanager

@@ -154,24 +154,6 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch, protocol, package):
     assert not list((tmp_path / "out").glob("data/tiny*"))
 
 
-@pytest.fixture
-def s3(monkeypatch):
-    """A bucket of a server on this machine that speaks S3."""
-    s3fs = pytest.importorskip("s3fs", reason="needs s3fs", exc_type=ImportError)
-    server_of = pytest.importorskip("moto.server", reason="needs moto[server]", exc_type=ImportError)
-    server = server_of.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    settings = {"ENDPOINT_URL": f"http://{host}:{port}", "DEFAULT_REGION": "us-east-1"}
-    for name, value in {**settings, "ACCESS_KEY_ID": "test", "SECRET_ACCESS_KEY": "test"}.items():
-        monkeypatch.setenv(f"AWS_{name}", value)
-    s3fs.S3FileSystem.clear_instance_cache()
-    s3fs.S3FileSystem().mkdir("bucket")
-    yield "s3://bucket/folder"
-    s3fs.S3FileSystem.clear_instance_cache()
-    server.stop()
-
-
 def test_text_and_data_in_s3(tmp_path, s3, texts):
     put_all(texts, s3)
     here = prepare(text_config([tmp_path / "here" / "*"]), tmp_path / "one")

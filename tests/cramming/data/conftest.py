@@ -1,0 +1,3 @@
+"""Fixtures of the tests beside. Not a test."""
+
+from tests.helpers.s3 import s3  # noqa: F401
