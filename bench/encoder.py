@@ -25,6 +25,8 @@ from fff.kernels import choose
 FEEDFORWARDS: dict[str, dict[str, Any]] = {
     "dense 3072": {"kind": "dense", "width": 3072, "activation": "gelu"},
     "dense 1536": {"kind": "dense", "width": 1536, "activation": "gelu"},  # MiniLM's, which is 384 wide
+    "dense 384": {"kind": "dense", "width": 384, "activation": "gelu"},  # and what is in its place: opponents.py
+    "leaf 5x192+96": {"kind": "leaf", "depth": 5, "leaf_width": 192, "master_width": 96},
     "dense 256": {"kind": "dense", "width": 256, "activation": "gelu"},  # what trees are worth: opponents.py
     "dense 128": {"kind": "dense", "width": 128, "activation": "gelu"},
     "dense 16": {"kind": "dense", "width": 16, "activation": "gelu"},
@@ -37,7 +39,7 @@ FEEDFORWARDS: dict[str, dict[str, Any]] = {
     "32x6": {"kind": "path", "trees": 32, "depth": 6},
     "none": {"kind": "none"},  # the bound: no layer can be faster than no layer
 }
-FOR_OPPONENTS = ("dense 1536", "dense 256", "dense 128", "dense 16", "16x4")
+FOR_OPPONENTS = ("dense 1536", "dense 384", "leaf 5x192+96", "dense 256", "dense 128", "dense 16", "16x4")
 EAGER = "eager"
 
 

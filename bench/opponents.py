@@ -2,8 +2,8 @@
 
 A layer 1x11 and encoders with trees, in float32, bfloat16 and int8, beside dense ones in every form that is there
 (forms.py), each held to its float32 module first; of the encoder also one of MiniLM's shape, and dense ones so narrow
-that trees are worth no less (NARROW). `opponent` of a row is the fastest dense form of as many neurons, `second` the
-fastest dense int8. Not the providers of a layer (layer.py).
+that trees are worth no less (NARROW). Layers and encoders of MiniLM's shape have leaves, too. `opponent` of a row is
+the fastest dense form of as many neurons, `second` the fastest dense int8. Not the providers of a layer (layer.py).
 """
 
 from collections.abc import Callable, Mapping
@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from bench.cases import WIDTH, dense
-from bench.encoder import Scale, encoder, microbatch, shape_of
+from bench.encoder import FEEDFORWARDS, Scale, encoder, microbatch, shape_of
 from bench.forms import FORMS, INT8, OPTIMISED, Form, made
 from bench.options import name_of
 from bench.rows import SpeedRow, stamp
 from bench.timing import figures, interleaved
 from cramming.machine import CPU
+from fff.feedforward import settings_from
 from fff.layers.path import PathFFF
 from fff.testing import inputs
 from fff.topology import trained_neurons
@@ -37,6 +38,7 @@ NARROW = ("dense 16", "dense 128", "dense 256")
 USUAL = "dense 3072"
 MINILM = {"hidden_size": 384, "heads": 12}
 MINILM_DENSE = "dense 1536"
+LEAVES = ("leaf 5x192+96", "dense 384")  # in the place of MiniLM's layers, of about equal quality: distill.md
 
 ENCODER = Scale(CPU, batches=(1, 32), layers=6, vocab_size=4096)
 
@@ -48,6 +50,8 @@ class Size:
     tokens: tuple[int, ...] = (1, 128, 16384)
     depth: int = 11
     encoder: Scale = ENCODER
+    leaf_tokens: tuple[int, ...] = (16, 128, 2048)  # of layers of MiniLM's shape
+    texts: tuple[tuple[int, int], ...] = ((1, 16), (32, 64))  # of encoders of it: sequences, length
     seconds: float = 0.7
 
 
@@ -93,6 +97,10 @@ def run_opponents(threads: int, size: Size) -> list[SpeedRow]:
         rows += told(measure_layer(size, tokens))
     for batch in size.encoder.batches:
         rows += told(measure_encoder(size, batch))
+    for tokens in size.leaf_tokens:
+        rows += told(measure_leaves(size, tokens))
+    for sequences, length in size.texts:
+        rows += told(measure_minilm(size, sequences, length))
     return rows
 
 
@@ -125,6 +133,34 @@ def measure_encoder(size: Size, sequences: int) -> list[SpeedRow]:
         cases |= timed(title, Encoder(name, scale).eval(), [ids], forms, columns)
     tokens = sequences * size.encoder.length
     return rows_of(cases, {"what": "encoder", "tokens": tokens, "sequences": sequences}, size.seconds, USUAL)
+
+
+def measure_leaves(size: Size, tokens: int) -> list[SpeedRow]:
+    """Rows of leaves, and of dense layers, of MiniLM's width, at a number of tokens."""
+    torch._dynamo.reset()
+    width = MINILM["hidden_size"]
+    xs = inputs("iid", tokens, width, ROTATING)
+    cases: dict[str, Timed] = {}
+    dense_forms = tuple(form for form in DENSE if form.name != OPTIMISED)
+    for name, forms in ((MINILM_DENSE, dense_forms), *((name, OF_LAYERS) for name in LEAVES)):
+        torch.manual_seed(0)
+        layer = settings_from(FEEDFORWARDS[name]).build(width, width)
+        assert layer is not None
+        columns = {"shape": shape_of(name), "width": width, "inputs": "iid"}
+        cases |= timed(name, One(layer).eval(), xs, forms, columns)
+    return rows_of(cases, {"what": "layer", "tokens": tokens}, size.seconds, MINILM_DENSE)
+
+
+def measure_minilm(size: Size, sequences: int, length: int) -> list[SpeedRow]:
+    """Rows of encoders of MiniLM's shape with dense layers, leaves and none."""
+    torch._dynamo.reset()
+    cases: dict[str, Timed] = {}
+    scale = replace(size.encoder, length=length, **MINILM)
+    for name, forms in ((MINILM_DENSE, DENSE), *((name, OURS) for name in (*LEAVES, "none"))):
+        ids = microbatch(scale, sequences).input_ids
+        cases |= timed(name, Encoder(name, scale).eval(), [ids], forms, {"shape": shape_of(name), **scale.title})
+    same = {"what": "encoder", "tokens": sequences * length, "sequences": sequences}
+    return rows_of(cases, same, size.seconds, MINILM_DENSE)
 
 
 def timed(

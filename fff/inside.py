@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.compiler import is_compiling
 
 from fff.layers.quantised import QuantisedPath
+from fff.layers.quantised_leaf import QuantisedLeaf
 
 _HERE = threading.local()  # how many faces deep this thread is: a part's face is none inside the whole
 LARGEST = torch.finfo(torch.bfloat16).max
@@ -35,7 +36,7 @@ def narrow(model: nn.Module, stay: Sequence[nn.Module]) -> None:
         if module in within:
             if module not in inner:
                 float32_inside(module)
-        elif not isinstance(module, (*NORMS, QuantisedPath)):
+        elif not isinstance(module, (*NORMS, QuantisedPath, QuantisedLeaf)):
             _narrow_own(module, fixed)
     float32_outside(model)
 

@@ -17,18 +17,20 @@ LEVELS = 127
 WIDEST = 2**17  # values of a row: the products of two rows then sum up to an int32
 
 
-def quantised(rows: Tensor) -> tuple[Tensor, Tensor]:
+def quantised(rows: Tensor, most_level: int = LEVELS) -> tuple[Tensor, Tensor]:
     """Rows (..., H) of any floating dtype -> whole numbers (..., H) int8, scales (...) float32.
 
     With m the row's largest absolute value, the scale is m / 127 and a number x * (127 / m), rounded to the nearest,
-    ties to even, all in float32. A row whose m is below 2^-50 has zeros and the scale 0; one with a value that is not
+    ties to even, all in float32; with another `most_level` than 127, that stands in its place, and numbers are int16. A
+    row whose m is below 2^-50 has zeros and the scale 0; one with a value that is not
     finite, zeros and the scale NaN.
     """
     rows = rows.float()
     most = rows.abs().amax(-1, keepdim=True)
     usable = (most >= LEAST) & most.isfinite()
-    levels = torch.full_like(most, LEVELS)  # a tensor: torch would multiply with a number's inverse
-    whole = torch.where(usable, rows * (levels / most), 0).round().to(torch.int8)
+    levels = torch.full_like(most, most_level)  # a tensor: torch would multiply with a number's inverse
+    whole = torch.where(usable, rows * (levels / most), 0).round()
+    whole = whole.to(torch.int8 if most_level == LEVELS else torch.int16)
     scale = torch.where(usable, most / levels, torch.where(most < LEAST, 0.0, torch.nan))
     return whole, scale.squeeze(-1)
 

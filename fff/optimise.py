@@ -19,8 +19,10 @@ from fff.inside import narrow
 from fff.layers.base import Hardenable
 from fff.layers.bfloat16_linear import Bfloat16Linear, has_tiles
 from fff.layers.int8_linear import Int8Linear, unusable
+from fff.layers.leaf import LeafFFF
 from fff.layers.path import PathFFF
 from fff.layers.quantised import QuantisedPath
+from fff.layers.quantised_leaf import QuantisedLeaf
 from fff.store import StoredPath
 from fff.surgery.replace import leave_fused_path
 
@@ -43,7 +45,7 @@ class InBfloat16(nn.Module):
         return self.layer(x.to(torch.bfloat16)).to(x.dtype)
 
 
-OURS = (QuantisedPath, Int8Linear, InBfloat16, Bfloat16Linear)
+OURS = (QuantisedPath, QuantisedLeaf, Int8Linear, InBfloat16, Bfloat16Linear)
 ALREADY = "it is bfloat16 already"
 
 
@@ -92,8 +94,8 @@ def optimise_for_cpu(
 ) -> Optimised:
     """Make a model fast for inference on this CPU, in place; its parameters are frozen.
 
-    It may be anybody's model: every `torch.nn.Linear` that its module calls, and every PathFFF. The model may be
-    float32 or bfloat16, and goes on taking and giving that.
+    It may be anybody's model: every `torch.nn.Linear` that its module calls, every PathFFF and every LeafFFF. The model
+    may be float32 or bfloat16, and goes on taking and giving that.
 
     Args:
         linears: "auto": what is fastest on this processor for many tokens a call (`fastest_linears`); below about 100
@@ -102,7 +104,7 @@ def optimise_for_cpu(
             "bfloat16": the whole model computes in that, except norms' weights; a float32 one still takes and gives
             float32, and so does each transformers model in it, while modules deeper inside give bfloat16. Code
             that bfloat16 has no operation for (Fourier transforms) asks for another choice. "keep": they stay.
-        trees: "int8" (PathFFF alone), "bfloat16" (PathFFF and LeafFFF), or "keep".
+        trees: "int8", "bfloat16" or "keep", of PathFFF and LeafFFF.
         keep: globs of paths of modules that stay as they are, e.g. ("*.classifier", "lm_head").
         least: weights of a linear that is changed to int8; smaller ones gain nothing.
 
@@ -183,7 +185,7 @@ def refuse(model: nn.Module) -> None:
                 )
             if tensor.grad is not None:
                 raise ValueError(f"{where}: {name} has a gradient; call model.zero_grad() when training is over")
-    if isinstance(model, nn.Linear | PathFFF):
+    if isinstance(model, nn.Linear | PathFFF | LeafFFF):
         raise ValueError(f"a {type(model).__name__} cannot be replaced in itself; give the model that it is a part of")
 
 
@@ -209,6 +211,8 @@ def tree_maker(layer: Hardenable, trees: str, linears: str) -> Make | str:
         return "its rows stay on the disk"
     if trees == "int8" and isinstance(layer, PathFFF):
         return QuantisedPath.from_float
+    if trees == "int8" and isinstance(layer, LeafFFF):
+        return QuantisedLeaf.from_float
     if trees == "bfloat16" or linears == "bfloat16":
         return InBfloat16 if layer.w_in.dtype != torch.bfloat16 else ALREADY
     return f"{type(layer).__name__} has no int8 form"
@@ -250,7 +254,11 @@ def title(module: nn.Module) -> str:
     """A module's kind and type of weights, e.g. "Linear float32"."""
     if isinstance(module, InBfloat16):
         return title(module.layer)
-    kind = "int8" if isinstance(module, Int8Linear | QuantisedPath) else str(next(module.parameters()).dtype)
+    kind = (
+        "int8"
+        if isinstance(module, Int8Linear | QuantisedPath | QuantisedLeaf)
+        else str(next(module.parameters()).dtype)
+    )
     return f"{type(module).__name__} {kind.removeprefix('torch.')}"
 
 

@@ -14,6 +14,7 @@ FLOORS = {
         ("fff.activations", "fff.beside", "fff.decay", "fff.meanwhile", "fff.topology", "fff.unsaved"),
         ("fff.decisions", "fff.reference"),
         ("fff.int8", "fff.losses"),
+        ("fff.int8_leaf",),
         ("fff.kernels",),
         ("fff.balance", "fff.layers.base", "fff.layers.checks", "fff.layers.nodes", "fff.layers.operands"),
         ("fff.layers", "fff.rivals"),

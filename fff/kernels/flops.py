@@ -53,6 +53,13 @@ def register_leaf_flops(*operators: Any) -> None:
     let_count()
 
 
+def register_int8_leaf_flops(*operators: Any) -> None:
+    """Count LeafFFF's operators on int8 rows: (x, nodes, leaves, master, ..), with what rows are padded by."""
+    for operator in operators:
+        _formulas[operator] = _int8_leaf_forward
+    let_count()
+
+
 def register_row_flops(*operators: Any) -> None:
     """Count operators on chosen rows: (weights or x, w or x (.., H), rows (N, J), ..)."""
     for operator in operators:
@@ -75,6 +82,13 @@ def _leaf_forward(
 ) -> int:
     """A row per decision, then the leaf's two layers, the first one twice where it is gated."""
     return 2 * _rows(x) * ((depth_of(w_node[0]) + 1) * w_in[2] + _of_leaf(w_in, w_out, w_value))
+
+
+def _int8_leaf_forward(x: Any, nodes: Any, leaves: Any, master: Any, *_: Any, **__: Any) -> int:
+    """A row per decision, then the leaf's and the master's packed rows: (networks, groups, quads, 16, 4)."""
+    decisions = nodes[0][0].bit_length() * nodes[0][1]
+    rows = (networks[at] for networks in (leaves, master) if networks for at in (0, 3))
+    return 2 * _rows(x) * (decisions + sum(groups * quads * 64 for _, groups, quads, *__ in rows))
 
 
 def _of_leaf(w_in: Any, w_out: Any, w_value: Any) -> int:

@@ -17,6 +17,7 @@ from torch import Tensor
 from fff.kernels import aten, gather, leaves
 from fff.kernels.cpu import operators as cpu
 from fff.kernels.int8 import int8_definition, int8_masked
+from fff.kernels.int8_leaf import int8_leaf_definition, int8_leaf_masked
 from fff.kernels.masked import masked
 from fff.kernels.operands import PathOperands
 from fff.kernels.triton import operators as triton
@@ -138,5 +139,18 @@ INT8 = Operation(
         ),
     ),
 )  # fmt: skip
+# The same of leaves; its masked form is written in operators that exporters have.
+INT8_LEAF = Operation(
+    "QuantisedLeaf",
+    _by_name(
+        Provider("reference", "conditional", int8_leaf_definition, timed=False),
+        Provider("masked", "masked", int8_leaf_masked),
+        Provider("aten", "masked", int8_leaf_masked, timed=False),
+        Provider(
+            "cpu", "conditional", cpu.int8_leaf, cpu.available, cpu.int8_leaf_output, settle=cpu.settle,
+            rank=1, devices=("cpu", "meta"), dtypes=cpu.DTYPES, pays_from_other=0.0,
+        ),
+    ),
+)  # fmt: skip
 PROVIDERS = PATH.providers
-OPERATIONS = {operation.layer: operation for operation in (PATH, LEAF, INT8)}
+OPERATIONS = {operation.layer: operation for operation in (PATH, LEAF, INT8, INT8_LEAF)}

@@ -12,8 +12,10 @@ from fff.int8 import WIDEST, quantised
 from fff.kernels import INT8, Chooser, Int8Operands, Provider, check, in_forward_mode
 from fff.kernels.int8 import DTYPES
 from fff.layers.base import Trees
+from fff.layers.leaf import LeafFFF
 from fff.layers.operands import autocast_dtype, check_place
 from fff.layers.path import PathFFF
+from fff.layers.quantised_leaf import QuantisedLeaf
 from fff.topology import nodes_in_tree, path_length, used_neurons
 
 NUMBERS = ("scale_in", "b_in", "scale_out")  # buffers that stay float32
@@ -178,17 +180,23 @@ class Quantised(NamedTuple):
 
 
 def quantise_trees(model: nn.Module) -> Quantised:
-    """Replace every PathFFF inside a model by its QuantisedPath, in place; a layer in two places stays one layer.
+    """Replace every PathFFF and LeafFFF inside a model by its int8 form, in place; one in two places stays one layer.
 
     Raises:
-        ValueError: the model is itself a PathFFF, or a weight is not finite; the model is as it was.
+        ValueError: the model is itself such a layer, or a weight is not finite; the model is as it was.
     """
-    if isinstance(model, PathFFF):
-        raise ValueError("a PathFFF cannot be replaced in itself; take QuantisedPath.from_float(layer)")
-    made = {layer: QuantisedPath.from_float(layer) for layer in model.modules() if isinstance(layer, PathFFF)}
+    for kind, into in ((PathFFF, QuantisedPath), (LeafFFF, QuantisedLeaf)):
+        if isinstance(model, kind):
+            raise ValueError(f"a {kind.__name__} cannot be replaced in itself; take {into.__name__}.from_float(layer)")
+    made: dict[nn.Module, QuantisedPath | QuantisedLeaf] = {}
+    for layer in model.modules():
+        if isinstance(layer, PathFFF):
+            made[layer] = QuantisedPath.from_float(layer)
+        elif isinstance(layer, LeafFFF):
+            made[layer] = QuantisedLeaf.from_float(layer)
     for parent in list(model.modules()):
         for name, child in parent._modules.items():
-            if isinstance(child, PathFFF):
+            if child in made:
                 setattr(parent, name, made[child])
     return Quantised(len(made), sum(map(_bytes, made)), sum(map(_bytes, made.values())))
 

@@ -11,7 +11,7 @@ from torch import nn
 from bench import forms
 from bench.encoder import Scale
 from bench.forms import FORMS, Form, distance, made
-from bench.opponents import DENSE, OURS, Size, measure_encoder, measure_layer
+from bench.opponents import DENSE, OURS, Size, measure_encoder, measure_layer, measure_leaves, measure_minilm
 from cramming.machine import CPU
 from fff.layers.int8_linear import unusable
 
@@ -111,6 +111,19 @@ def test_every_row_of_a_layer_names_opponent_and_libraries() -> None:
     assert {row.opponent for row in rows.values()} <= {name for name in rows if name.startswith("dense ")}
     assert {row.second for row in rows.values()} <= {"dense 64 int8", "dense 64 int8 torch"}
     assert {row.dtype for row in rows.values()} == {"float32", "bfloat16", "int8"}
+
+
+@pytest.mark.usefixtures("quick")
+def test_leaves_are_compared_with_dense_layers_of_minilms_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.opponents.MINILM", {"hidden_size": 48, "heads": 2})
+    for what, rows in (("layer", measure_leaves(TINY, 40)), ("encoder", measure_minilm(TINY, 2, 8))):
+        names = {row.name: row for row in rows}
+        assert {"leaf 5x192+96 int8", "leaf 5x192+96 bfloat16", "dense 384 int8", "dense 1536 int8 torch"} <= set(names)
+        assert ("leaf 5x192+96 optimised" in names) == (what == "encoder")
+        for row in rows:
+            assert (row.what, row.width, row.shape) == (what, 48, row.shape)
+            assert str(row.opponent).startswith("dense 1536 ")
+            assert row.ratio == pytest.approx(names[str(row.opponent)].median / row.median)
 
 
 @pytest.mark.usefixtures("quick")

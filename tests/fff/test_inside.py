@@ -69,7 +69,7 @@ def test_a_float32_model_computes_in_bfloat16_and_gives_float32(model: Small, id
     assert [(each.path, each.was, each.now) for each in report.changed] == [
         ("mix", "Linear float32", "Bfloat16Linear bfloat16"),
         ("path", "PathFFF float32", "QuantisedPath int8"),
-        ("leaf", "LeafFFF float32", "LeafFFF bfloat16"),
+        ("leaf", "LeafFFF float32", "QuantisedLeaf int8"),
         ("decoder", "Linear float32", "Bfloat16Linear bfloat16"),
         ("head", "Linear float32", "Bfloat16Linear bfloat16"),
     ]
@@ -131,8 +131,8 @@ def test_trees_may_stay_or_be_bfloat16(model: Small, ids: Tensor) -> None:
 
 def test_a_bfloat16_model_has_no_other_face(model: Small, ids: Tensor) -> None:
     report = optimise_for_cpu(model.bfloat16(), linears="bfloat16")
-    assert [each.now for each in report.changed] == ["QuantisedPath int8"]
-    assert dict(report.left)["mix"] == dict(report.left)["leaf"] == "it is bfloat16 already"
+    assert [each.now for each in report.changed] == ["QuantisedPath int8", "QuantisedLeaf int8"]
+    assert dict(report.left)["mix"] == "it is bfloat16 already"
     dense = nn.Sequential(nn.Linear(256, 256)).bfloat16().eval()
     assert optimise_for_cpu(dense, linears="bfloat16").changed == ()
     assert dense(torch.zeros(2, 256, dtype=HALF)).dtype == HALF

@@ -133,14 +133,18 @@ def test_what_became_of_what_is_told(model: Small) -> None:
     assert [(each.path, each.was, each.now) for each in report.changed] == [
         ("mix", "Linear float32", "Int8Linear int8"),
         ("path", "PathFFF float32", "QuantisedPath int8"),
+        ("leaf", "LeafFFF float32", "QuantisedLeaf int8"),
         ("decoder", "Linear float32", "Int8Linear int8"),
     ]
-    assert report.left == (("leaf", "LeafFFF has no int8 form"), ("head", "it is small"))
-    mix, tree = report.changed[0], report.changed[1]
+    assert report.left == (("head", "it is small"),)
+    mix, tree, leaf = report.changed[:3]
     assert (mix.bytes_before, mix.bytes_after) == (4 * (128 * 128 + 128), 128 * 128 + 8 * 128)
     assert (tree.bytes_before, tree.bytes_after) == (4 * 63 * 257, 63 * (2 * 128 + 3 * 4))
+    assert leaf.bytes_before == 4 * (7 * 129 + 8 * (2 * 8 * 128 + 8 + 128))
+    assert leaf.bytes_after == 7 * (2 * 128 + 8) + 8 * (2 * 16 * 128 + 8 * (16 + 128))  # 8 neurons take 16 places
     rows = 300 * 128  # the embedding stays, and the decoder has its own
-    gone, come = mix.bytes_before + tree.bytes_before, mix.bytes_after + tree.bytes_after + rows + 4 * 300
+    gone = mix.bytes_before + tree.bytes_before + leaf.bytes_before
+    come = mix.bytes_after + tree.bytes_after + leaf.bytes_after + rows + 4 * 300
     assert report.bytes_after - report.bytes_before == come - gone
     assert "1 x PathFFF float32 -> QuantisedPath int8" in str(report)
     assert "left head: it is small" in str(report)
@@ -168,7 +172,7 @@ def test_trees_may_be_bfloat16_or_stay(model: Small) -> None:
 def test_a_bfloat16_model_stays_one(model: Small) -> None:
     ids = torch.randint(0, 300, (4, 9))
     report = optimise_for_cpu(model.bfloat16(), linears="int8")
-    assert {each.path for each in report.changed} == {"mix", "path", "decoder"}
+    assert {each.path for each in report.changed} == {"mix", "path", "leaf", "decoder"}
     assert model(ids)[0].dtype == torch.bfloat16
     for layer in (model.mix, model.path):
         assert isinstance(layer, Int8Linear | QuantisedPath)

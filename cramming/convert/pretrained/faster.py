@@ -1,4 +1,4 @@
-"""Models as they would be used on a CPU: what stays dense in int8, trees as fast as they come. Not what is judged."""
+"""Models as they would be used on a CPU: what stays dense and trees in int8. Not what is judged."""
 
 import copy
 import warnings
@@ -14,7 +14,7 @@ from fff.optimise import optimise_for_cpu
 
 
 def in_use(model: Any, rest: str) -> Any:
-    """A copy on the CPU with linears and trees of neurons in int8 (`fff.optimise`); in float32 the model, if there.
+    """A copy on the CPU with linears, paths and leaves in int8 (`fff.optimise`); in float32 the model, if there.
 
     Where this machine cannot do those products, linears are torch's dynamically quantised ones, with one scale for each
     matrix, which a decoder bears badly.
@@ -31,7 +31,7 @@ def in_use(model: Any, rest: str) -> Any:
 
 
 def by_torch(model: Any) -> Any:
-    """The model itself with linears as torch quantises them dynamically, and trees of neurons in int8."""
+    """The model itself with linears as torch quantises them dynamically, and trees of neurons and leaves in int8."""
     quantise_trees(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.ao.quantization says that it will move to torchao

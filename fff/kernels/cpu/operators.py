@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from fff.activations import ACTIVATIONS
 from fff.kernels.autograd import differentiable, gradients_wanted, register_backward
 from fff.kernels.cpu.build import BuildError, load
-from fff.kernels.flops import register_flops, register_int8_flops, register_leaf_flops
+from fff.kernels.flops import register_flops, register_int8_flops, register_int8_leaf_flops, register_leaf_flops
 from fff.kernels.int8 import Int8Operands, int8_masked
+from fff.kernels.int8_leaf import Int8LeafOperands, int8_leaf_masked
 from fff.kernels.leaf_operator import LeafGradients, register_leaf_backward
 from fff.kernels.leaves import LeafOperands, all_leaves, own_leaf, own_walk
 from fff.kernels.masked import masked
@@ -172,6 +173,29 @@ def int8(operands: Int8Operands) -> PathResult:
     return PathResult(y, path_to(leaf, scores.shape[-1]), scores)
 
 
+@differentiable(lambda operands: int8_leaf_masked(operands).y)
+def int8_leaf_output(operands: Int8LeafOperands) -> Tensor:
+    """y (N, K) alone; otherwise as `int8_leaf`."""
+    return torch.ops.fff.cpu_int8_leaf_infer.default(*_given(operands))
+
+
+@differentiable(int8_leaf_masked)
+def int8_leaf(operands: Int8LeafOperands) -> PathResult:
+    """Int8 leaves by each token's own, with the definition's decisions and scores to the last bit; without gradients.
+
+    Raises:
+        ValueError: tensors of another dtype, device or size than they must have.
+    """
+    y, leaf, scores = torch.ops.fff.cpu_int8_leaf_forward.default(*_given(operands))
+    return PathResult(y, path_to(leaf[:, None], operands.depth + 1), scores[:, None])
+
+
+def _given(operands: Int8LeafOperands) -> tuple[Any, ...]:
+    x, nodes, leaves, master, sizes, activation = operands
+    number = ACTIVATION_IDS[activation]
+    return x, [*nodes], [*leaves], [*(master or ())], sizes.d_out, sizes.levels, sizes.gated, number
+
+
 def _register() -> None:
     """What torch.compile, torch.export, autograd and counters of operations must know of the operators."""
     ops = torch.ops.fff
@@ -182,12 +206,15 @@ def _register() -> None:
     torch.library.register_fake("fff::cpu_forward", _forward_shapes)
     torch.library.register_fake("fff::cpu_int8_infer", _int8_infer_shapes)
     torch.library.register_fake("fff::cpu_int8_forward", _int8_forward_shapes)
+    torch.library.register_fake("fff::cpu_int8_leaf_infer", _int8_leaf_infer_shapes)
+    torch.library.register_fake("fff::cpu_int8_leaf_forward", _int8_leaf_forward_shapes)
     torch.library.register_fake("fff::cpu_backward", lambda *given: PathGradients(*given).empty())
     register_backward("fff::cpu_forward", ops.cpu_backward.default)
     register_flops(ops.cpu_infer, ops.cpu_forward, ops.cpu_backward)
     register_leaf_backward("fff::cpu_leaf_forward", ops.cpu_leaf_backward.default)
     register_leaf_flops(ops.cpu_leaf_infer, ops.cpu_leaf_forward, ops.cpu_leaf_backward)
     register_int8_flops(ops.cpu_int8_infer, ops.cpu_int8_forward)
+    register_int8_leaf_flops(ops.cpu_int8_leaf_infer, ops.cpu_int8_leaf_forward)
 
 
 def _infer_shapes(x: Tensor, w_in: Tensor, b_in: Tensor | None, w_out: Tensor, activation: int) -> Tensor:
@@ -223,3 +250,13 @@ def _int8_infer_shapes(x: Tensor, w_in: Tensor, scale_in, b_in, w_out: Tensor, s
 def _int8_forward_shapes(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
     x, w_in, _, b_in, w_out, _, activation = given
     return _forward_shapes(x, w_in, b_in, w_out, activation)
+
+
+def _int8_leaf_infer_shapes(x: Tensor, nodes, leaves, master, d_out: int, *_: Any) -> Tensor:
+    return x.new_empty(*x.shape[:-1], d_out)
+
+
+def _int8_leaf_forward_shapes(x: Tensor, nodes, leaves, master, d_out: int, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    tokens, depth = x.shape[0], leaves[0].shape[0].bit_length() - 1
+    leaf = x.new_empty(tokens, dtype=torch.int32)
+    return x.new_empty(tokens, d_out), leaf, x.new_empty(tokens, depth, dtype=torch.float32)

@@ -11,6 +11,8 @@
 namespace fff {
 
 constexpr int kPiece = 64;  // bytes of a row at a time
+template <class B>
+constexpr int kPieceOf = kPiece / sizeof(B);  // numbers
 constexpr float kLeast = 0x1p-50f;
 constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, which the low bits then are
 
@@ -22,12 +24,14 @@ constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an int
 typedef __m512i Quads;
 inline Quads raised(const int8_t* row) { return _mm512_xor_si512(read<Quads>(row), _mm512_set1_epi8(-128)); }
 inline Quads add_products(Quads sum, Quads row, Quads token) { return _mm512_dpbusd_epi32(sum, row, token); }
+inline Quads add_word_products(Quads sum, Quads row, Quads token) { return _mm512_dpwssd_epi32(sum, row, token); }
 inline Quads in_register(Quads value) { return (Quads)in_register((Floats)value); }
 #elif defined(__AVX2__) && defined(__AVXVNNI__)
 #define FFF_VNNI
 typedef __m256i Quads;
 inline Quads raised(const int8_t* row) { return _mm256_xor_si256(read<Quads>(row), _mm256_set1_epi8(-128)); }
 inline Quads add_products(Quads sum, Quads row, Quads token) { return _mm256_dpbusd_avx_epi32(sum, row, token); }
+inline Quads add_word_products(Quads sum, Quads row, Quads token) { return _mm256_dpwssd_avx_epi32(sum, row, token); }
 inline Quads in_register(Quads value) {
   asm("" : "+x"(value));
   return value;
@@ -57,47 +61,63 @@ inline void add_piece(const int8_t* const (&x)[T], const int8_t* const (&w)[N], 
     }
   }
 }
+
+// The same of words, whose products know signs.
+template <int T, int N>
+inline void add_piece(const int16_t* const (&x)[T], const int16_t* const (&w)[N], QuadSum (&sums)[T][N]) {
+  for (int at = 0; at < kPiece / 2; at += sizeof(Quads) / 2) {
+    Quads rows[N];
+    for (int n = 0; n < N; ++n) rows[n] = in_register(read<Quads>(w[n] + at));
+    for (int t = 0; t < T; ++t) {
+      const Quads token = in_register(read<Quads>(x[t] + at));
+      for (int n = 0; n < N; ++n) sums[t][n] = add_word_products(sums[t][n], rows[n], token);
+    }
+  }
+}
 #else
 constexpr uint32_t kRaised = 0;
 typedef uint32_t QuadSum;
 
 inline uint32_t total(QuadSum sum) { return sum; }
 
-template <int T, int N>
-inline void add_piece(const int8_t* const (&x)[T], const int8_t* const (&w)[N], QuadSum (&sums)[T][N]) {
+template <int T, int N, class B>
+inline void add_piece(const B* const (&x)[T], const B* const (&w)[N], QuadSum (&sums)[T][N]) {
   for (int t = 0; t < T; ++t)
     for (int n = 0; n < N; ++n) {
-      int32_t sum = 0;  // of few enough products that it is far from its bounds
-      for (int i = 0; i < kPiece; ++i) sum += x[t][i] * w[n][i];
-      sums[t][n] += static_cast<uint32_t>(sum);
+      uint32_t sum = 0;
+      for (int i = 0; i < kPieceOf<B>; ++i) sum += static_cast<uint32_t>(x[t][i] * w[n][i]);
+      sums[t][n] += sum;
     }
 }
 #endif
 
 // A piece at the end of a row, followed by zeros.
+template <class B>
 struct EndPiece {
-  int8_t bytes[kPiece] = {};
-  EndPiece(const int8_t* from, int64_t count) { std::memcpy(bytes, from, count); }
+  B numbers[kPieceOf<B>] = {};
+  EndPiece(const B* from, int64_t count) { std::memcpy(numbers, from, count * sizeof(B)); }
 };
 
-// out[t][n] = tokens[t] . rows[n] + kRaised * the sum of tokens[t]; as in products.h.
-template <int T, int N>
-inline void dots(const int8_t* const* tokens, const int8_t* const* rows, int64_t width, uint32_t (&out)[T][N],
-                 const Ahead<int8_t>& ahead) {
+// Of bytes, out[t][n] = tokens[t] . rows[n] + kRaised * the sum of tokens[t], of words without the latter; as in
+// products.h.
+template <int T, int N, class B>
+inline void dots(const B* const* tokens, const B* const* rows, int64_t width, uint32_t (&out)[T][N],
+                 const Ahead<B>& ahead) {
+  constexpr int kNumbers = kPieceOf<B>;
   QuadSum sums[T][N] = {};
-  const int8_t *x[T], *w[N];
+  const B *x[T], *w[N];
   for (int t = 0; t < T; ++t) x[t] = tokens[t];
   for (int n = 0; n < N; ++n) w[n] = rows[n];
-  for (int64_t i = 0; i < width / kPiece; ++i) {
-    ahead.step(i * kPiece);
+  for (int64_t i = 0; i < width / kNumbers; ++i) {
+    ahead.step(i * kNumbers);
     add_piece(x, w, sums);
-    for (int t = 0; t < T; ++t) x[t] += kPiece;
-    for (int n = 0; n < N; ++n) w[n] += kPiece;
+    for (int t = 0; t < T; ++t) x[t] += kNumbers;
+    for (int n = 0; n < N; ++n) w[n] += kNumbers;
   }
-  if (const int64_t rest = width % kPiece) {
-    int8_t ends[T + N][kPiece] = {};
-    const auto end_of = [&](const int8_t*& row, int at) {
-      std::memcpy(ends[at], row, rest);
+  if (const int64_t rest = width % kNumbers) {
+    B ends[T + N][kNumbers] = {};
+    const auto end_of = [&](const B*& row, int at) {
+      std::memcpy(ends[at], row, rest * sizeof(B));
       row = ends[at];
     };
     for (int t = 0; t < T; ++t) end_of(x[t], t);
@@ -108,22 +128,23 @@ inline void dots(const int8_t* const* tokens, const int8_t* const* rows, int64_t
     for (int n = 0; n < N; ++n) out[t][n] = total(sums[t][n]);
 }
 
-// out[t] = tokens[t] . rows[t] + kRaised * the sum of tokens[t].
-template <int T>
-inline void pair_dots(const int8_t* const* tokens, const int8_t* const* rows, int64_t width, uint32_t* out,
-                      const Ahead<int8_t>& ahead) {
+// The same of tokens[t] and rows[t].
+template <int T, class B>
+inline void pair_dots(const B* const* tokens, const B* const* rows, int64_t width, uint32_t* out,
+                      const Ahead<B>& ahead) {
   QuadSum sums[T][1][1] = {};
-  const auto step = [&](int t, const int8_t* token, const int8_t* row) {
-    const int8_t *const x[1] = {token}, *const w[1] = {row};
+  const auto step = [&](int t, const B* token, const B* row) {
+    const B *const x[1] = {token}, *const w[1] = {row};
     add_piece<1, 1>(x, w, sums[t]);
   };
-  const int64_t rest = width % kPiece, whole = width - rest;
-  for (int64_t i = 0; i < whole; i += kPiece) {
+  const int64_t rest = width % kPieceOf<B>, whole = width - rest;
+  for (int64_t i = 0; i < whole; i += kPieceOf<B>) {
     ahead.step(i);
     for (int t = 0; t < T; ++t) step(t, tokens[t] + i, rows[t] + i);
   }
   if (rest)
-    for (int t = 0; t < T; ++t) step(t, EndPiece(tokens[t] + whole, rest).bytes, EndPiece(rows[t] + whole, rest).bytes);
+    for (int t = 0; t < T; ++t)
+      step(t, EndPiece<B>(tokens[t] + whole, rest).numbers, EndPiece<B>(rows[t] + whole, rest).numbers);
   for (int t = 0; t < T; ++t) out[t] = total(sums[t][0][0]);
 }
 
@@ -172,28 +193,35 @@ inline float largest(const E* row, int64_t width, const E* next) {
   return std::bit_cast<float>(most);
 }
 
-// A token's bytes and scale; `added` as in Scaled. One that is not finite has the scale NaN and bytes of 0.
-template <class E>
-inline float quantise(const E* row, int64_t width, int8_t* to, uint32_t& added, const E* next) {
-  const float most = largest(row, width, next);
-  added = 0;
+// Whole numbers of a row whose largest is `most`, up to `levels`, and its scale; `sum`: of the numbers, which wraps. A
+// row that is not finite has the scale NaN and zeros.
+template <class W, class E>
+inline float whole_numbers(const E* row, int64_t width, float most, float levels, W* to, uint32_t& sum) {
+  sum = 0;
   if (!(most >= kLeast && std::isfinite(most))) {
-    std::memset(to, 0, width);
+    std::memset(to, 0, width * sizeof(W));
     return most < kLeast ? 0.0f : NAN;
   }
-  typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
-  const Floats inverse = all(127.0f / most), shift = all(kRound);
+  typedef std::make_unsigned_t<W> Numbers __attribute__((vector_size(kLanes * sizeof(W))));
+  const Floats inverse = all(levels / most), shift = all(kRound);
   Bits sums{};
   over_row(row, width, [&](int64_t column, int count, Floats value) {
     const Bits whole = (Bits)(value * inverse + shift) - std::bit_cast<uint32_t>(kRound);
-    const Bytes bytes = __builtin_convertvector(whole, Bytes);
-    if (count == kLanes) std::memcpy(to + column, &bytes, kLanes);
-    else std::memcpy(to + column, &bytes, count);
+    const Numbers numbers = __builtin_convertvector(whole, Numbers);
+    if (count == kLanes) std::memcpy(to + column, &numbers, sizeof(numbers));
+    else std::memcpy(to + column, &numbers, count * sizeof(W));
     sums += whole;
   });
-  for (int i = 0; i < kLanes; ++i) added += sums[i];
+  for (int i = 0; i < kLanes; ++i) sum += sums[i];
+  return most / levels;
+}
+
+// A token's bytes and scale; `added` as in Scaled.
+template <class E>
+inline float quantise(const E* row, int64_t width, int8_t* to, uint32_t& added, const E* next) {
+  const float scale = whole_numbers(row, width, largest(row, width, next), 127.0f, to, added);
   added *= kRaised;
-  return most / 127.0f;
+  return scale;
 }
 
 struct BytesLayer : Layer<int8_t, float> {
