@@ -115,13 +115,13 @@ def test_every_row_of_a_layer_names_opponent_and_libraries() -> None:
 
 @pytest.mark.usefixtures("quick")
 def test_leaves_are_compared_with_dense_layers_of_minilms_shape(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bench.opponents.MINILM", {"hidden_size": 48, "heads": 2})
+    monkeypatch.setattr("bench.opponents.MINILM", {"hidden_size": 96, "heads": 4})
     for what, rows in (("layer", measure_leaves(TINY, 40)), ("encoder", measure_minilm(TINY, 2, 8))):
         names = {row.name: row for row in rows}
         assert {"leaf 5x192+96 int8", "leaf 5x192+96 bfloat16", "dense 384 int8", "dense 1536 int8 torch"} <= set(names)
         assert ("leaf 5x192+96 optimised" in names) == (what == "encoder")
         for row in rows:
-            assert (row.what, row.width, row.shape) == (what, 48, row.shape)
+            assert (row.what, row.width, row.shape) == (what, 96, row.shape)
             assert str(row.opponent).startswith("dense 1536 ")
             assert row.ratio == pytest.approx(names[str(row.opponent)].median / row.median)
 
