@@ -155,7 +155,7 @@ def measure_minilm(size: Size, sequences: int, length: int) -> list[SpeedRow]:
     """Rows of encoders of MiniLM's shape with dense layers, leaves and none."""
     torch._dynamo.reset()
     cases: dict[str, Timed] = {}
-    scale = replace(size.encoder, length=length, **MINILM)
+    scale = replace(size.encoder, length=length, hidden_size=MINILM["hidden_size"], heads=MINILM["heads"])
     for name, forms in ((MINILM_DENSE, DENSE), *((name, OURS) for name in (*LEAVES, "none"))):
         ids = microbatch(scale, sequences).input_ids
         cases |= timed(name, Encoder(name, scale).eval(), [ids], forms, {"shape": shape_of(name), **scale.title})
