@@ -17,6 +17,7 @@ from cramming.model.saved import open_pretrained
 from cramming.regions.documents import Visits, apart, figures, layers_of, shares, sort_documents, visits_of
 from cramming.regions.measure import load_encoder
 from fff.regions import recorded_inputs, routed_layers
+from tests.helpers.commands import inline
 from tests.helpers.data import make_documents, text_config, write_txt
 from tests.helpers.saved import save_model
 
@@ -120,3 +121,17 @@ def test_a_model_without_trees_or_of_other_tokens_is_refused(home: Path, data: P
     save_model(tmp_path / "other", vocab_size=150, trees=1, depth=4)
     with pytest.raises(UserError, match="other tokens, or longer sequences"):
         sort_documents(data.folder, tmp_path / "other", tmp_path / "out", workers=2, levels=2, tree=None)
+
+
+def test_the_command_tells_how_documents_part_and_refuses_in_one_line(home: Path, data: PreparedData) -> None:
+    words = [str(data.folder), str(home / "model"), str(home / "told"), "--levels", "2"]
+    done = inline("deal", *words)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    told = json.loads((home / "told" / "dealt.json").read_text())
+    assert sum(line.startswith("| blocks.") for line in lines) == 2 * len(told["figures"]["trees"])
+    assert f"decided    by {told['tree']} of {told['by']}" in lines
+    assert f"worker 1   {told['figures']['documents'][1]:,} documents, {told['figures']['tokens'][1]:,} tokens" in lines
+    again = inline("deal", *words)
+    assert again.returncode == 2
+    assert "exists, and nothing is written over it" in again.stderr.strip().splitlines()[-1]
