@@ -121,3 +121,24 @@ def test_one_goes_on_without_one_that_was_killed_and_a_new_one_takes_over_what_i
         assert torch.equal(value, weights(other)[name]), name
     rows = {row["step"]: row.get("exchange/workers") for row in history_of(tmp_path)}
     assert (rows[6], rows[9], rows[12]) == (2, 1, 2), "in its first meeting the new one has no vote"
+
+
+def test_a_new_one_goes_on_with_moments_momentum_and_position_of_another(tmp_path: Path) -> None:
+    """Adam that began anew would count its own steps, and take large ones."""
+    pytest.importorskip("torchft", reason="needs the optional torchft")
+    with lighthouse(2) as address:
+        first, second = Worker(tmp_path, address, 0, "checkpoints=1"), Worker(tmp_path, address, 2, "send=KILL@7")
+        assert second.end() == -signal.SIGKILL
+        third = Worker(tmp_path, address, 1, "checkpoints=1")
+        assert [first.end(), third.end()] == [0, 0], [first.printed[-2000:], third.printed[-2000:]]
+    kept = [next(run.glob("checkpoints/step-12")) for run in folders(tmp_path)[:2]]
+    states = [json.loads((folder / "checkpoint.json").read_text())["state"] for folder in kept]
+    assert [state["sequences"] for state in states] == [12 * 12] * 2
+    for folder in kept:
+        moments = torch.load(folder / "optimiser.pt", weights_only=True)["state"].values()
+        assert {int(each["step"]) for each in moments} == {12}, "as many as the run's, of which it made three"
+    velocities = [
+        torch.load(folder / "process-0.pt", weights_only=True)["memory"]["outer"]["velocity"] for folder in kept
+    ]
+    for name, value in velocities[0].items():
+        assert torch.equal(value, velocities[1][name]), name
