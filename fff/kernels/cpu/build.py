@@ -135,7 +135,7 @@ def _build(target: Path) -> None:
     """Compile and keep. The caller holds the target's lock."""
     if sys.stderr is not None:  # as where a process has no terminal
         with contextlib.suppress(OSError, ValueError):  # or it was closed; the news is not worth a failure
-            print("fff: compiling the CPU kernels, once for this machine (20 s to a minute)", file=sys.stderr, flush=True)
+            print("fff: compiling the CPU kernels, once for this machine (up to a minute)", file=sys.stderr, flush=True)
     _clear(target)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f"{target.stem}-", ignore_cleanup_errors=True) as folder:
         built, checksum = _compile(Path(folder)), Path(folder) / "checksum"

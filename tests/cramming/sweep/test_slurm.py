@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -150,8 +151,7 @@ def test_jobs_are_named_kept_taken_over_and_cancelled(answers: Answers, runs: li
 def test_a_result_counts_when_the_queue_has_done_with_the_job(
     answers: Answers, runs: list[Planned], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import submitit
-
+    submitit = pytest.importorskip("submitit")
     for command in ("srun", "squeue"):
         answers(command)
     answers("sbatch", "Submitted batch job 41")
@@ -204,7 +204,8 @@ def test_a_sweep_under_nohup_outlives_its_terminal(tmp_path: Path) -> None:
     )
     done = subprocess.run(["nohup", sys.executable, "-c", program], capture_output=True, text=True, cwd=Path.cwd())
     assert done.stdout == "alive\n", done.stderr
-    bare = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=Path.cwd())
+    default = {"preexec_fn": partial(signal.signal, signal.SIGHUP, signal.SIG_DFL)}  # tests may be under nohup
+    bare = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=Path.cwd(), **default)
     assert "alive" not in bare.stdout
     assert signal.SIGHUP.name in bare.stderr
 
