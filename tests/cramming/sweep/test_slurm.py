@@ -196,6 +196,7 @@ def test_other_clusters_of_submitit_are_left_to_it(tmp_path: Path) -> None:
     assert (type(found), found.executor.cluster) == (Submitit, "local")
 
 
+@pytest.mark.slow
 def test_a_sweep_under_nohup_outlives_its_terminal(tmp_path: Path) -> None:
     program = (
         "import argparse, os, signal; from cramming.sweep.command import add_options, check_options; "
