@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
 
-from fff.layers.quantised import QuantisedPath
-from fff.layers.quantised_leaf import QuantisedLeaf
+from fff.layers.int8_trees import Int8Trees
 
 _HERE = threading.local()  # how many faces deep this thread is: a part's face is none inside the whole
 LARGEST = torch.finfo(torch.bfloat16).max
@@ -36,7 +35,7 @@ def narrow(model: nn.Module, stay: Sequence[nn.Module]) -> None:
         if module in within:
             if module not in inner:
                 float32_inside(module)
-        elif not isinstance(module, (*NORMS, QuantisedPath, QuantisedLeaf)):
+        elif not isinstance(module, (*NORMS, Int8Trees)):
             _narrow_own(module, fixed)
     float32_outside(model)
 

@@ -19,10 +19,10 @@ from fff.inside import narrow
 from fff.layers.base import Hardenable
 from fff.layers.bfloat16_linear import Bfloat16Linear, has_tiles
 from fff.layers.int8_linear import Int8Linear, unusable
+from fff.layers.int8_trees import Int8Trees
 from fff.layers.leaf import LeafFFF
 from fff.layers.path import PathFFF
-from fff.layers.quantised import QuantisedPath
-from fff.layers.quantised_leaf import QuantisedLeaf
+from fff.layers.quantised import int8_form
 from fff.store import StoredPath
 from fff.surgery.replace import leave_fused_path
 
@@ -45,7 +45,7 @@ class InBfloat16(nn.Module):
         return self.layer(x.to(torch.bfloat16)).to(x.dtype)
 
 
-OURS = (QuantisedPath, QuantisedLeaf, Int8Linear, InBfloat16, Bfloat16Linear)
+OURS = (Int8Trees, Int8Linear, InBfloat16, Bfloat16Linear)
 ALREADY = "it is bfloat16 already"
 
 
@@ -209,10 +209,9 @@ def tree_maker(layer: Hardenable, trees: str, linears: str) -> Make | str:
         return "it is in its soft form, which computes all nodes"
     if isinstance(layer, StoredPath):
         return "its rows stay on the disk"
-    if trees == "int8" and isinstance(layer, PathFFF):
-        return QuantisedPath.from_float
-    if trees == "int8" and isinstance(layer, LeafFFF):
-        return QuantisedLeaf.from_float
+    if trees == "int8" and (form := int8_form(layer)):
+        make: Make = form.from_float
+        return make
     if trees == "bfloat16" or linears == "bfloat16":
         return InBfloat16 if layer.w_in.dtype != torch.bfloat16 else ALREADY
     return f"{type(layer).__name__} has no int8 form"
@@ -254,11 +253,7 @@ def title(module: nn.Module) -> str:
     """A module's kind and type of weights, e.g. "Linear float32"."""
     if isinstance(module, InBfloat16):
         return title(module.layer)
-    kind = (
-        "int8"
-        if isinstance(module, Int8Linear | QuantisedPath | QuantisedLeaf)
-        else str(next(module.parameters()).dtype)
-    )
+    kind = "int8" if isinstance(module, Int8Linear | Int8Trees) else str(next(module.parameters()).dtype)
     return f"{type(module).__name__} {kind.removeprefix('torch.')}"
 
 

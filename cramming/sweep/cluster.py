@@ -5,7 +5,7 @@ import time
 from collections.abc import Collection
 from typing import Any
 
-from cramming.errors import UserError
+from cramming.errors import UserError, one_line
 from cramming.plan import Planned
 from cramming.sweep.attempt import Attempt
 from cramming.sweep.launch import Launcher, attempt, library
@@ -59,7 +59,7 @@ class Submitit:
         try:
             return job.result()
         except Exception as error:  # of many kinds: the job's own, or that it was ended from outside
-            return f"job {job.job_id} of submitit: {' '.join(str(error).split())[:200]} (see {job.paths.folder})"
+            return f"job {job.job_id} of submitit: {one_line(error)} (see {job.paths.folder})"
 
     def stop(self, handles: Collection[Any]) -> None:
         """Cancel the jobs: each run gets a signal."""
@@ -99,10 +99,9 @@ class Slurm(Submitit):
         try:
             job = self.executor.submit(attempt(run, self.threads))
         except (RuntimeError, OSError) as error:
-            said = " ".join(str(error).split())[:300]
             raise UserError(
-                f"SLURM took no job for {name}: {said}; give --launch what it asks for, e.g. slurm_partition=, "
-                "slurm_account=, timeout_min= (`sinfo` lists the partitions)."
+                f"SLURM took no job for {name}: {one_line(error, 300)}; give --launch what it asks for, e.g. "
+                "slurm_partition=, slurm_account=, timeout_min= (`sinfo` lists the partitions)."
             ) from None
         keep_job(run, job.job_id, name)
         return job
@@ -182,7 +181,7 @@ class Ray:
         try:
             return self.ray.get(task)
         except self.ray.exceptions.RayError as error:
-            return f"a task of ray: {' '.join(str(error).split())[:200]}"
+            return f"a task of ray: {one_line(error)}"
 
     def stop(self, handles: Collection[Any]) -> None:
         """Interrupt the tasks, each of which ends its run by a signal; then leave the cluster."""

@@ -1,6 +1,5 @@
 """PathFFF for inference on eight-bit integers, made of a trained one. Not the arithmetic, which `fff.int8` defines."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -10,10 +9,8 @@ from torch.compiler import is_compiling
 from fff.activations import activation_named
 from fff.int8 import WIDEST, quantised
 from fff.kernels import INT8, Chooser, Int8Operands, Provider, check, in_forward_mode
-from fff.kernels.int8 import DTYPES
-from fff.layers.base import Trees
+from fff.layers.int8_trees import Int8Trees
 from fff.layers.leaf import LeafFFF
-from fff.layers.operands import autocast_dtype, check_place
 from fff.layers.path import PathFFF
 from fff.layers.quantised_leaf import QuantisedLeaf
 from fff.topology import nodes_in_tree, path_length, used_neurons
@@ -21,7 +18,7 @@ from fff.topology import nodes_in_tree, path_length, used_neurons
 NUMBERS = ("scale_in", "b_in", "scale_out")  # buffers that stay float32
 
 
-class QuantisedPath(Trees):
+class QuantisedPath(Int8Trees):
     """PathFFF's trees with rows of whole numbers from -127 to 127 and one scale each: a quarter of float32's bytes.
 
     Tokens are quantised as they come, once each; scores and sums are float32. Shapes: (..., d_in) -> (..., d_out), in
@@ -39,7 +36,6 @@ class QuantisedPath(Trees):
         ValueError: an unknown name, or d_in is above 2^17.
     """
 
-    w_in: Tensor
     scale_in: Tensor
     b_in: Tensor | None
     w_out: Tensor
@@ -123,44 +119,10 @@ class QuantisedPath(Trees):
         shape = (*x.shape[:-1], self.trees, path_length(self.depth))
         return nodes.view(shape), scores.view(shape)
 
-    @property
-    def computed_by(self) -> frozenset[str]:
-        """Names of the providers that have computed this layer, as it is set now."""
-        return self._chooser.chosen
-
     def _call(self, x: Tensor) -> tuple[Provider, Int8Operands]:
-        if self.training:
-            raise RuntimeError("QuantisedPath is for inference alone; call eval() on it, or train the float layer")
-        if torch.is_grad_enabled() and x.requires_grad:
-            raise RuntimeError(
-                "QuantisedPath has no gradients; call it inside torch.no_grad() or torch.inference_mode()"
-            )
-        flat = self._flat(x)
+        flat = self._flat(x, self.d_in)
         operands = Int8Operands(flat, self.w_in, self.scale_in, self.b_in, self.w_out, self.scale_out, self.activation)
         return self._chooser.provider_for(self, flat, short=True), operands
-
-    def _flat(self, x: Tensor) -> Tensor:
-        """The input (N, d_in), in the dtype of the output."""
-        check_place(x, self.w_in, self.d_in)
-        dtype = autocast_dtype(x) or x.dtype
-        if dtype not in DTYPES:
-            raise ValueError(f"QuantisedPath takes float32 and bfloat16, and the input is {dtype}; convert it")
-        return x.reshape(-1, self.d_in).to(dtype)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        # A conversion of the model to a half type is of its activations: scales of 8 bits would move every row.
-        before = {name: self._buffers[name] for name in NUMBERS}
-        super()._apply(fn, recurse)
-        for name, kept in before.items():
-            moved = self._buffers[name]
-            if kept is not None and moved is not None and moved.dtype != kept.dtype:
-                self._buffers[name] = kept.to(moved.device)
-        return self
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value)
-        if name in ("activation", "provider") and "_chooser" in self.__dict__:
-            self._chooser.forget()
 
     def extra_repr(self) -> str:
         """Sizes and choices, for print."""
@@ -169,6 +131,14 @@ class QuantisedPath(Trees):
             f"({used_neurons(self.trees, self.depth)} neurons used), int8, bias={self.b_in is not None}, "
             f"activation={self.activation}, provider={self.provider}"
         )
+
+
+INT8_FORMS: dict[type[nn.Module], Any] = {PathFFF: QuantisedPath, LeafFFF: QuantisedLeaf}
+
+
+def int8_form(layer: nn.Module) -> Any:
+    """The class of a layer's int8 form, whose `from_float` makes it, or None."""
+    return next((form for kind, form in INT8_FORMS.items() if isinstance(layer, kind)), None)
 
 
 class Quantised(NamedTuple):
@@ -185,15 +155,10 @@ def quantise_trees(model: nn.Module) -> Quantised:
     Raises:
         ValueError: the model is itself such a layer, or a weight is not finite; the model is as it was.
     """
-    for kind, into in ((PathFFF, QuantisedPath), (LeafFFF, QuantisedLeaf)):
+    for kind, into in INT8_FORMS.items():
         if isinstance(model, kind):
             raise ValueError(f"a {kind.__name__} cannot be replaced in itself; take {into.__name__}.from_float(layer)")
-    made: dict[nn.Module, QuantisedPath | QuantisedLeaf] = {}
-    for layer in model.modules():
-        if isinstance(layer, PathFFF):
-            made[layer] = QuantisedPath.from_float(layer)
-        elif isinstance(layer, LeafFFF):
-            made[layer] = QuantisedLeaf.from_float(layer)
+    made = {layer: form.from_float(layer) for layer in model.modules() if (form := int8_form(layer))}
     for parent in list(model.modules()):
         for name, child in parent._modules.items():
             if child in made:

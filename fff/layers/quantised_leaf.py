@@ -1,6 +1,5 @@
 """LeafFFF for inference on eight-bit integers, made of a trained one. Not the arithmetic (`fff.int8_leaf`)."""
 
-from collections.abc import Callable
 from typing import Any, Self
 
 import torch
@@ -10,11 +9,9 @@ from fff.activations import activation_named
 from fff.int8 import WIDEST, quantised
 from fff.int8_leaf import Int8Networks
 from fff.kernels import INT8_LEAF, Chooser, Int8LeafOperands, Provider, check
-from fff.kernels.int8 import DTYPES
 from fff.kernels.int8_leaf import Sizes, pack_networks, packed_rows, packed_width
-from fff.layers.base import Trees
+from fff.layers.int8_trees import Int8Trees
 from fff.layers.leaf import MASTER, MASTER_VALUE, VALUE, WEIGHTS, LeafFFF
-from fff.layers.operands import autocast_dtype, check_place
 from fff.topology import first_node
 
 NODES = ("w_node", "scale_node", "b_node")
@@ -22,7 +19,7 @@ NETWORK = Int8Networks._fields
 MASTERS = tuple(f"master_{name}" for name in NETWORK)
 
 
-class QuantisedLeaf(Trees):
+class QuantisedLeaf(Int8Trees):
     """LeafFFF's hard form with leaves and master in whole numbers from -127 to 127: a quarter of float32's bytes.
 
     Tokens and hidden neurons are quantised as they come; decisions have finer numbers, of 16 bits, because a decision
@@ -155,44 +152,14 @@ class QuantisedLeaf(Trees):
         nodes, scores = provider.paths(operands)
         return nodes.view(*x.shape[:-1], 1, self.depth + 1), scores.view(*x.shape[:-1], 1, self.depth)
 
-    @property
-    def computed_by(self) -> frozenset[str]:
-        """Names of the providers that have computed this layer, as it is set now."""
-        return self._chooser.chosen
-
     def _call(self, x: Tensor) -> tuple[Provider, Int8LeafOperands]:
-        if self.training:
-            raise RuntimeError("QuantisedLeaf is for inference alone; call eval() on it, or train the float layer")
-        if torch.is_grad_enabled() and x.requires_grad:
-            raise RuntimeError(
-                "QuantisedLeaf has no gradients; call it inside torch.no_grad() or torch.inference_mode()"
-            )
+        flat = self._flat(x, self.sizes.d_in)
         tensors: Any = self._buffers
-        check_place(x, tensors["w_in"], self.sizes.d_in)
-        dtype = autocast_dtype(x) or x.dtype
-        if dtype not in DTYPES:
-            raise ValueError(f"QuantisedLeaf takes float32 and bfloat16, and the input is {dtype}; convert it")
-        flat = x.reshape(-1, self.sizes.d_in).to(dtype)
         nodes = tensors["w_node"], tensors["scale_node"], tensors["b_node"]
         leaves = [tensors[name] for name in NETWORK]
         master = Int8Networks(*(tensors[name] for name in MASTERS)) if self.sizes.master_width else None
         operands = Int8LeafOperands(flat, nodes, Int8Networks(*leaves), master, self.sizes, self.activation)
         return self._chooser.provider_for(self, flat, short=True), operands
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        # A conversion of the model to a half type is of its activations: scales of 8 bits would move every row.
-        before = dict(self._buffers)
-        super()._apply(fn, recurse)
-        for name, kept in before.items():
-            moved = self._buffers[name]
-            if kept is not None and moved is not None and moved.dtype != kept.dtype:
-                self._buffers[name] = kept.to(moved.device)
-        return self
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value)
-        if name in ("activation", "provider") and "_chooser" in self.__dict__:
-            self._chooser.forget()
 
     def extra_repr(self) -> str:
         """Sizes and choices, for print."""

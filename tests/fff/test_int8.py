@@ -20,7 +20,7 @@ from fff.layers.shared import SharedFF
 from fff.testing import poisoned
 from fff.topology import child
 from fff.usage import measure
-from tests.helpers.process import in_a_new_process
+from tests.helpers.process import on_another_machine
 
 CPU = torch.device("cpu")
 HERE = [name for name, provider in INT8.providers.items() if not provider.available(CPU, torch.float32)]
@@ -197,23 +197,11 @@ def test_a_layer_goes_the_short_way_where_a_call_is_plain_and_follows_what_is_se
             copy.deepcopy(layer).train()(x)
 
 
-OTHER_MACHINE = """
-from tests.fff.test_int8 import SHAPES, held, operands
-from fff.kernels.cpu import operators as cpu
-import torch
-assert cpu.available(torch.device("cpu"), torch.float32) is None
-for shape in SHAPES:
-    held("cpu", operands(*shape))
-    held("cpu", operands(*shape, dtype=torch.bfloat16))
-print("right")
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.skipif("cpu" not in HERE, reason="the C++ cannot be built")
 @pytest.mark.parametrize("flags", ["-mno-avx512vnni -mno-avxvnni", "-mno-avx512f"])
 def test_machines_without_the_instructions_have_the_same_bits(flags: str, tmp_path: Path) -> None:
-    assert "right" in in_a_new_process(OTHER_MACHINE, FFF_CXXFLAGS=flags, FFF_CACHE=str(tmp_path))
+    assert "right" in on_another_machine(__name__, flags, tmp_path)
 
 
 def test_a_rows_error_is_half_a_step_at_most() -> None:

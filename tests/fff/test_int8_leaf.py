@@ -20,7 +20,7 @@ from fff.layers.quantised import quantise_trees
 from fff.layers.quantised_leaf import MASTERS, NETWORK, NODES, QuantisedLeaf
 from fff.testing import poisoned
 from fff.usage import measure
-from tests.helpers.process import in_a_new_process
+from tests.helpers.process import on_another_machine
 
 CPU = torch.device("cpu")
 HERE = [name for name, provider in INT8_LEAF.providers.items() if not provider.available(CPU, torch.float32)]
@@ -173,23 +173,11 @@ def test_what_does_not_fit_is_refused_by_name(number: int) -> None:
             call(change(given))
 
 
-OTHER_MACHINE = """
-from tests.fff.test_int8_leaf import SHAPES, held, operands
-from fff.kernels.cpu import operators as cpu
-import torch
-assert cpu.available(torch.device("cpu"), torch.float32) is None
-for shape in SHAPES:
-    held("cpu", operands(*shape))
-    held("cpu", operands(*shape, dtype=torch.bfloat16))
-print("right")
-"""
-
-
 @pytest.mark.slow
 @NO_CPU
 @pytest.mark.parametrize("flags", ["-mno-amx-int8", "-mno-avx512vnni -mno-avxvnni -mno-amx-int8", "-mno-avx512f"])
 def test_machines_without_the_instructions_have_the_same_bits(flags: str, tmp_path: Path) -> None:
-    assert "right" in in_a_new_process(OTHER_MACHINE, FFF_CXXFLAGS=flags, FFF_CACHE=str(tmp_path))
+    assert "right" in on_another_machine(__name__, flags, tmp_path)
 
 
 def test_packed_rows_come_back_and_lie_as_tiles_do() -> None:

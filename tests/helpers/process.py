@@ -26,6 +26,25 @@ def in_a_new_process(code: str, **environment: str) -> str:
     return done.stdout + done.stderr
 
 
+OTHER_MACHINE = """
+from importlib import import_module
+from fff.kernels.cpu import operators as cpu
+import torch
+tests = import_module({module!r})
+assert cpu.available(torch.device("cpu"), torch.float32) is None
+for shape in tests.SHAPES:
+    tests.held("cpu", tests.operands(*shape))
+    tests.held("cpu", tests.operands(*shape, dtype=torch.bfloat16))
+print("right")
+"""
+
+
+def on_another_machine(module: str, flags: str, cache: Path) -> str:
+    """What comes of a module's SHAPES, each `held` to the definition, with C++ compiled by these flags: "right"."""
+    code = OTHER_MACHINE.format(module=module)
+    return in_a_new_process(code, FFF_CXXFLAGS=flags, FFF_CACHE=str(cache))
+
+
 def tiny_command(folder: Path, *settings: str, processes: int = 1) -> list[str]:
     """The command of a tiny run (see tests/helpers/tiny.py) in as many processes."""
     launcher = [sys.executable]
