@@ -27,6 +27,7 @@ from cramming.model.saved import CONFIG, Pretrained, first_line, folder_of, quie
 
 LONGEST = 512  # tokens, where neither model nor tokenizer knows a limit
 BROKEN = (RuntimeError, ValueError, KeyError, TypeError, OSError, ImportError, SafetensorError)
+WIDTHS = ("intermediate_size", "hidden_dim", "ffn_dim", "d_ff", "n_inner")  # what architectures call it
 DROPOUTS = ("hidden_dropout_prob", "classifier_dropout", "dropout", "seq_classif_dropout", "mlp_dropout")
 
 
@@ -47,12 +48,11 @@ def open_foreign(path: Path) -> Pretrained:
         raise UserError(f"{folder} holds a decoder ({name}), whose first token sees no other; give an encoder.")
     limits = [config.get("max_position_embeddings"), tokenizer_of(folder).model_max_length, LONGEST]
     files = sorted(folder.glob("*.safetensors"))
-    layers = config.get("fff") or []
     return Pretrained(
         folder=folder,
         run=re.sub(r"[^\w.+=-]", "_", folder.absolute().name).lstrip("._+=-") or "model",
         experiment="imported",
-        ffn="+".join(sorted({fff.feedforward.settings_from(entry["layer"]).tag for entry in layers})),
+        ffn=feedforward_of(config),
         group="",
         data_fingerprint="",
         config={},
@@ -60,6 +60,14 @@ def open_foreign(path: Path) -> Pretrained:
         max_length=min(limit for limit in limits if isinstance(limit, int) and limit > 0),
         foreign=True,
     )
+
+
+def feedforward_of(config: dict[str, Any]) -> str:
+    """Tags of what surgery put in, else of dense layers as wide as the configuration says; "" if it does not say."""
+    if layers := config.get("fff"):
+        return "+".join(sorted({fff.feedforward.settings_from(entry["layer"]).tag for entry in layers}))
+    width = next((config[key] for key in WIDTHS if isinstance(config.get(key), int)), None)
+    return "" if width is None else f"dense{width}"
 
 
 def tokenizer_of(folder: Path) -> PreTrainedTokenizerBase:

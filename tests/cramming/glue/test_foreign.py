@@ -56,7 +56,7 @@ def test_a_record_names_the_folder_and_its_layers(tmp_path: Path, trees: bool) -
     pretrained = open_foreign(saved(tmp_path / "other", trees=trees))
     (record,) = run_suite(Suite(config, pretrained, tmp_path / "results"))
     assert (record["status"], record["pretrain"]) == ("finished", "other")
-    assert record["ffn"] == ("leaf4x2" if trees else "")
+    assert record["ffn"] == ("leaf4x2" if trees else f"dense{bert().config.intermediate_size}")
     (again,) = run_suite(Suite(replace(config, eval_batch=8), pretrained, tmp_path / "results"))
     assert again == record
 
