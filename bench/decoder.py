@@ -16,7 +16,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from bench.touched import hooked
 from cramming.convert.pretrained.faster import by_torch
-from fff.layers.int8_linear import unusable
+from fff.kernels.int8_linear import unusable
 from fff.optimise import optimise_for_cpu
 from fff.surgery import replace_feedforward
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from cramming.model.saved import first_line
 from fff.int8 import quantised
-from fff.layers.int8_linear import unusable
+from fff.kernels.int8_linear import unusable
 from fff.optimise import optimise_for_cpu
 
 Call = Callable[[Tensor], Tensor]

@@ -22,6 +22,7 @@ FLOORS = {
         ("fff.feedforward", "fff.frozen", "fff.halving", "fff.hardening", "fff.testing"),
         ("fff.usage", "fff.regions", "fff.inside"),
         ("fff.surgery", "fff.export", "fff.store"),
+        ("fff.successors",),
         ("fff.optimise",),
     ),
     "cramming": (

@@ -20,7 +20,7 @@ from cramming.glue.schedule import lr_factor, total_steps
 from cramming.glue.sources import TaskData
 from cramming.glue.tasks import Task
 from cramming.parallel.world import World, open_world
-from fff.layers.int8_linear import unusable
+from fff.kernels.int8_linear import unusable
 from fff.optimise import optimise_for_cpu
 
 CHECK_EVERY = 16  # updates between two looks at the loss; each look waits for the device

@@ -4,6 +4,7 @@ Products alone are counted, a sum and a multiplication as two, as torch counts i
 of a token's own leaf network. A provider that computes more, as `gather` does at the top levels, is not credited.
 """
 
+import math
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -43,6 +44,12 @@ def register_int8_flops(*operators: Any) -> None:
     """Count PathFFF's operators on int8 rows: (x, w_in, scale_in, b_in, w_out, ..)."""
     for operator in operators:
         _formulas[operator] = lambda x, w_in, _, b_in, w_out, *__, **___: _path_forward(x, w_in, b_in, w_out)
+    let_count()
+
+
+def register_int8_linear_flops(operator: Any) -> None:
+    """Count a linear layer of bytes: shapes of (x, rows, scale, ..)."""
+    _formulas[operator] = lambda x, _, scale, *__, **___: 2 * math.prod(x) * scale[0]
     let_count()
 
 

@@ -13,7 +13,7 @@ from bench.encoder import Scale
 from bench.forms import FORMS, Form, distance, made
 from bench.opponents import DENSE, OURS, Size, measure_encoder, measure_layer, measure_leaves, measure_minilm
 from cramming.machine import CPU
-from fff.layers.int8_linear import unusable
+from fff.kernels.int8_linear import unusable
 
 QUICK = tuple(form for form in FORMS if form.package == "torch" and "compiled" not in form.name)
 BY_NAME = {form.name: form for form in FORMS}

@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 from fff import LeafFFF, PathFFF, export
 from fff.feedforward import KINDS
 from fff.kernels import INT8, LEAF, PATH
-from fff.layers.int8_linear import unusable
+from fff.kernels.int8_linear import unusable
 from fff.layers.quantised import QuantisedPath, quantise_trees
 from fff.optimise import optimise_for_cpu
 from tests.helpers.exported import (

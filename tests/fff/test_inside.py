@@ -15,7 +15,8 @@ from fff.layers.bfloat16_linear import Bfloat16Linear
 from fff.layers.leaf import LeafFFF
 from fff.layers.path import PathFFF
 from fff.layers.quantised import QuantisedPath
-from fff.optimise import InBfloat16, fastest_linears, optimise_for_cpu
+from fff.optimise import fastest_linears, optimise_for_cpu
+from fff.successors import InBfloat16
 
 FLOAT, HALF = torch.float32, torch.bfloat16
 

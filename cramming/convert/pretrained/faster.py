@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from cramming.convert.pretrained.compute import device_of
-from fff.layers.int8_linear import unusable
+from fff.kernels.int8_linear import unusable
 from fff.layers.quantised import quantise_trees
 from fff.optimise import optimise_for_cpu
 

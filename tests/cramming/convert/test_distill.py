@@ -26,7 +26,7 @@ from cramming.convert.pretrained.text import padded, refuse_unread
 from cramming.convert.pretrained.whole import Whole
 from cramming.errors import UserError
 from fff import LeafFFF, surgery
-from fff.layers.int8_linear import unusable
+from fff.kernels.int8_linear import unusable
 from tests.helpers.distilled import QUICK, bert, documents, job, llama, tokenizer, write_gguf
 
 STILL = {"block_tokens": 0, "whole_tokens": 0}

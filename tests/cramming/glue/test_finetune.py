@@ -24,7 +24,8 @@ from cramming.glue.tasks import suite_tasks
 from cramming.model.saved import load_tokenizer, open_pretrained
 from fff.layers.path import PathFFF
 from fff.layers.quantised import QuantisedPath
-from fff.optimise import InBfloat16, fastest_linears
+from fff.optimise import fastest_linears
+from fff.successors import InBfloat16
 from tests.helpers.glue import WORDS, tiny_run, tiny_tokenizer, write_sst2
 
 SST2 = suite_tasks("glue")["sst2"]

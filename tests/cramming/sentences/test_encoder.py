@@ -13,8 +13,8 @@ from cramming.sentences.export import write_sentence_model
 from cramming.sentences.load import load_encoder
 from cramming.sentences.speed import sentences_per_s
 from cramming.sentences.stsb import read_pairs, stsb
+from fff.kernels.int8_linear import unusable
 from fff.layers.bfloat16_linear import Bfloat16Linear
-from fff.layers.int8_linear import unusable
 from fff.layers.quantised import QuantisedPath
 from fff.optimise import optimise_for_cpu
 from tests.helpers.data import make_documents

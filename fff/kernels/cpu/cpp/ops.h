@@ -22,4 +22,9 @@ at::Tensor bytes_infer(const at::Tensor& x, const at::Tensor& w_in, const at::Te
                        const std::optional<at::Tensor>& b_in, const at::Tensor& w_out, const at::Tensor& scale_out,
                        int64_t activation, void (*around)(Work) = at_once);
 
+// x (..., d_in) -> y (..., d_out) by rows of bytes as oneDNN packed them, `block` side by side (int8_linear.cpp).
+at::Tensor bytes_linear(const at::Tensor& x, const at::Tensor& rows, const at::Tensor& scale,
+                        const std::optional<at::Tensor>& bias, int64_t d_in, int64_t block,
+                        void (*around)(Work) = at_once);
+
 }  // namespace fff

@@ -25,11 +25,14 @@ void released(Work work) {
 
 bool within(c10::DispatchKeySet keys, c10::DispatchKeySet most) { return (keys | most) == most; }
 
-bool plain_here() {
-  return !at::GradMode::is_enabled() && !at::autocast::is_autocast_enabled(at::kCPU) && !at::hasCallbacks() &&
+// Nobody wants to see what happens but autograd.
+bool unwatched() {
+  return !at::autocast::is_autocast_enabled(at::kCPU) && !at::hasCallbacks() &&
          within(c10::impl::tls_local_dispatch_key_set().included_, c10::default_included_set) &&
          !at::impl::torch_function_mode_enabled();
 }
+
+bool plain_here() { return !at::GradMode::is_enabled() && unwatched(); }
 
 bool plain(PyObject* object) {
   constexpr c10::DispatchKeySet dense{c10::DispatchKey::CPU, c10::DispatchKey::AutogradCPU,
@@ -67,10 +70,11 @@ struct Names {
   }
 };
 
+bool is_floating(const at::Tensor& x) { return x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16; }
+
 bool takes(PyObject* const* given, Py_ssize_t count) {
   if (count != 2 || !PyDict_Check(given[1]) || !plain_here() || !plain(given[0])) return false;
-  const auto dtype = THPVariable_Unpack(given[0]).scalar_type();
-  return dtype == at::kFloat || dtype == at::kBFloat16;
+  return is_floating(THPVariable_Unpack(given[0]));
 }
 
 // (x, tensors by name) -> y, or None for a call that must go through torch's dispatcher. `activation` is the number of
@@ -104,6 +108,23 @@ PyObject* call_bytes(PyObject* activation, PyObject* const* given, Py_ssize_t co
   END_HANDLE_TH_ERRORS
 }
 
+// (x) -> y of a linear layer, or None as above. `layer`: rows, scale, bias or None, d_in, block, the most tokens that
+// are taken, and what holds the memory. Its numbers are no parameters: gradients are wanted where x has them.
+PyObject* call_linear(PyObject* layer, PyObject* const* given, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  const auto part = [&](Py_ssize_t i) { return PyTuple_GET_ITEM(layer, i); };
+  if (count != 1 || !unwatched() || !plain(given[0])) Py_RETURN_NONE;
+  const at::Tensor& x = THPVariable_Unpack(given[0]);
+  if (!is_floating(x) || (at::GradMode::is_enabled() && x.requires_grad())) Py_RETURN_NONE;
+  const int64_t d_in = PyLong_AsLongLong(part(3)), most = PyLong_AsLongLong(part(5));
+  if (x.dim() == 0 || x.size(-1) != d_in || x.numel() > most * d_in) Py_RETURN_NONE;
+  const std::optional<at::Tensor> bias =
+      part(2) == Py_None ? std::nullopt : std::optional<at::Tensor>(THPVariable_Unpack(part(2)));
+  return THPVariable_Wrap(bytes_linear(x, THPVariable_Unpack(part(0)), THPVariable_Unpack(part(1)), bias, d_in,
+                                       PyLong_AsLongLong(part(4)), released));
+  END_HANDLE_TH_ERRORS
+}
+
 using Call = PyObject*(PyObject*, PyObject* const*, Py_ssize_t);
 
 PyMethodDef method_of(const char* name, Call* function) {
@@ -129,5 +150,11 @@ extern "C" PyObject* fff_infer(long activation) {
 extern "C" PyObject* fff_int8_infer(long activation) {
   static PyMethodDef method = fff::method_of("int8_infer", fff::call_bytes);
   return fff::with_activation(method, activation);
+}
+
+// The same for one linear layer; `layer` as call_linear has it.
+extern "C" PyObject* fff_int8_linear(PyObject* layer) {
+  static PyMethodDef method = fff::method_of("int8_linear", fff::call_linear);
+  return PyCFunction_New(&method, layer);
 }
 #endif

@@ -1,0 +1,88 @@
+// The operator of linear layers of bytes, for few tokens. Not the arithmetic (int8_linear.h).
+#include "int8_linear.h"
+
+#include <torch/library.h>
+
+#include "blocks.h"
+#include "ops.h"
+
+namespace fff {
+namespace {
+
+// Tokens quantised in this thread's memory, which others read.
+template <class E>
+ByteTokens quantised(const E* x, int64_t count, int64_t width, int64_t stride) {
+  static thread_local Space space;
+  int8_t* const bytes = at_least(space.bytes, count * stride);
+  float* const scales = at_least(space.scales, count);
+  uint32_t* const added = at_least(space.added, count);
+  for (int64_t n = 0; n < count; ++n) {
+    int8_t* const to = bytes + n * stride;
+    scales[n] = quantise(x + n * width, width, to, added[n], x + std::min(n + 1, count - 1) * width);
+    std::memset(to + width, 0, stride - width);
+  }
+  return {bytes, stride, count, scales, added};
+}
+
+ByteLinear check(const Tensor& x, const Tensor& rows, const Tensor& scale, const optional<Tensor>& bias, int64_t d_in,
+                 int64_t block) {
+  TORCH_CHECK_VALUE(d_in > 0 && d_in <= kWidest, "d_in must be from 1 to ", kWidest, ", got ", d_in);
+  TORCH_CHECK_VALUE(block > 0 && block % kGroup == 0, "block must be a multiple of ", kGroup, ", got ", block);
+  check_input(x, d_in);
+  check_tensor(scale, "scale", at::kFloat);
+  TORCH_CHECK_VALUE(scale.dim() == 1 && scale.size(0) > 0 && scale.is_contiguous(),
+                    "scale must be (d_out,), contiguous, got ", scale.sizes());
+  const int64_t d_out = scale.size(0), blocks = (d_out + block - 1) / block;
+  check_tensor(rows, "rows", at::kChar);
+  const int64_t quads = rows.dim() == 1 ? rows.size(0) / (blocks * block * kQuad) : 0;
+  TORCH_CHECK_VALUE(rows.is_contiguous() && rows.numel() > 0 && rows.numel() == blocks * quads * block * kQuad &&
+                        quads % 2 == 0 && quads * kQuad >= d_in,
+                    "rows must be (blocks * quads * block * 4,), contiguous, of ", blocks, " blocks of ", block,
+                    " rows and of an even number of quads that hold d_in=", d_in, ", got ", rows.sizes());
+  if (bias) {
+    check_tensor(*bias, "bias", at::kFloat);
+    check_sizes(*bias, "bias", {d_out}, "(d_out,)");
+    TORCH_CHECK_VALUE(bias->is_contiguous(), "bias must be contiguous");
+  }
+  const float* const added = bias ? bias->const_data_ptr<float>() : nullptr;
+  return {rows.const_data_ptr<int8_t>(), scale.const_data_ptr<float>(), added, d_in, d_out, block, quads};
+}
+
+template <class E>
+void compute(const ByteLinear& layer, const E* x, int64_t count, E* y) {
+  const ByteTokens tokens = quantised(x, count, layer.d_in, layer.quads * kQuad);
+  const int64_t most = std::min<int64_t>(at::get_num_threads(), count * layer.d_in * layer.d_out / kWorkForThread);
+  const int64_t threads = std::max<int64_t>(1, std::min(most, layer.blocks()));
+  if (threads == 1) return linear_blocks<E>(layer, tokens, 0, layer.blocks(), y);
+  const int64_t share = (layer.blocks() + threads - 1) / threads;
+  at::parallel_for(0, layer.blocks(), share,
+                   [&](int64_t begin, int64_t end) { linear_blocks<E>(layer, tokens, begin, end, y); });
+}
+
+}  // namespace
+
+Tensor bytes_linear(const Tensor& x, const Tensor& rows, const Tensor& scale, const optional<Tensor>& bias,
+                    int64_t d_in, int64_t block, void (*around)(Work)) {
+  const ByteLinear layer = check(x, rows, scale, bias, d_in, block);
+  Tensor y = output_like(x, layer.d_out);
+  if (!y.numel()) return y;
+  for_dtype(x.scalar_type(), [&]<class E>() {
+    const Held<E> from(x);
+    const int64_t tokens = rows_of(x);
+    E* const to = y.mutable_data_ptr<E>();
+    around([&] { compute<E>(layer, from.at, tokens, to); });
+  });
+  return y;
+}
+
+TORCH_LIBRARY_FRAGMENT(fff, m) {
+  m.def("cpu_int8_linear(Tensor x, Tensor rows, Tensor scale, Tensor? bias, int d_in, int block) -> Tensor");
+}
+
+TORCH_LIBRARY_IMPL(fff, CPU, m) {
+  m.impl("cpu_int8_linear",
+         [](const Tensor& x, const Tensor& rows, const Tensor& scale, const optional<Tensor>& bias, int64_t d_in,
+            int64_t block) { return bytes_linear(x, rows, scale, bias, d_in, block); });
+}
+
+}  // namespace fff
