@@ -135,7 +135,8 @@ def test_a_tokens_bits_do_not_depend_on_its_company() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_same_bits_for_any_number_of_threads(dtype: torch.dtype) -> None:
-    for shape in ((5000, 1, 9, 64, 48), (2500, 5, 4, 64, 144)):
+    # the second has one chunk of tokens: a second thread goes the way of many trees there
+    for shape in ((5000, 1, 9, 64, 48), (200, 1, 5, 768, 48), (2500, 5, 4, 64, 144)):
         values = [v.requires_grad_() for v in operands(*shape, dtype)]
         grad = torch.randn(shape[0], shape[4]).to(dtype)
 

@@ -39,19 +39,20 @@ void sort_by_leaf(int64_t count, int64_t depth, const F& leaf_of, Sorted sorted,
   for (int64_t i = 0; i < count; ++i) sorted.leaf[i] = leaf_of(sorted.order[i]);
 }
 
-// dot (tokens, stride): each token's gradient with the output rows of its path.
-template <class E>
-void dot_paths(const Layer<E>& layer, const E* grad, int64_t tokens, float* dot, Space& space) {
+// dot (tokens, stride): each token's gradient with the output rows of its path. sorted_of(tree): the sorted tokens. x:
+// rows of the same tokens to ask memory for, because they are needed next, or null.
+template <class E, class SortedOf>
+void dot_paths(const Layer<E>& layer, const E* grad, int64_t tokens, float* dot, const SortedOf& sorted_of,
+               const E* x = nullptr) {
   const int64_t length = layer.length(), width = layer.out_width;
   std::vector<const E*> rows(length);
   for (int64_t tree = 0; tree < layer.trees; ++tree) {
     const E* w = layer.w_out + tree * layer.nodes() * width;
-    const Sorted sorted = space.sorted(tree, tokens);
+    const Sorted sorted = sorted_of(tree);
     for_leaves(sorted, tokens, [&](int64_t begin, int64_t end, int64_t leaf) {
       for (int64_t l = 0; l < length; ++l) rows[l] = w + ancestor(leaf, layer.depth, l) * width;
       const E* next_leaf = w + (end < tokens ? sorted.leaf[end] : leaf) * width;
       in_blocks<kDotTokens>(begin, end, [&]<int T>(int64_t at) {
-        const Ahead<E> ahead{next_leaf, grad + sorted.order[std::min(at + T, tokens - 1)] * width};
         const E* from[T];
         float* to[T];
         for (int t = 0; t < T; ++t) {
@@ -60,6 +61,9 @@ void dot_paths(const Layer<E>& layer, const E* grad, int64_t tokens, float* dot,
         }
         const auto some = [&]<int N>(int64_t l) {
           float out[T][N];
+          const int64_t turn = l / kDotNodes;
+          const Ahead<E> ahead{x ? x + sorted.order[std::min(at + turn, tokens - 1)] * layer.width : next_leaf,
+                               grad + sorted.order[std::min(at + T + turn, tokens - 1)] * width};
           dots<T, N>(from, rows.data() + l, width, out, ahead);
           for (int t = 0; t < T; ++t) std::copy(out[t], out[t] + N, to[t] + l);
         };
@@ -83,19 +87,14 @@ inline void add_decisions(const float* scores, const float* contribution, int64_
   }
 }
 
-// The block [begin, end): grad_scores (N, T, L) and grad_x (N, H).
+// Tokens [begin, begin + tokens): from each path row's dot with the gradient, in grad_scores (N, T, L), to the gradient
+// of its score.
 template <class E>
-void backward_tokens(const Gradients<E>& g, int64_t begin, int64_t end, float* grad_scores, E* grad_x, Space& space) {
+void through_activations(const Gradients<E>& g, int64_t begin, int64_t tokens, float* grad_scores, Space& space) {
   const Layer<E>& layer = g.layer;
-  const int64_t tokens = end - begin, stride = layer.stride(), trees = layer.trees;
-  space.reserve(trees, tokens);
-  for (int64_t tree = 0; tree < trees; ++tree)
-    sort_by_leaf(
-        tokens, layer.depth, [&](int64_t n) { return g.leaf[(begin + n) * trees + tree]; }, space.sorted(tree, tokens),
-        space.counts);
+  const int64_t stride = layer.stride(), trees = layer.trees;
   float* dot = grad_scores + begin * stride;
   const float* scores = g.scores + begin * stride;
-  dot_paths(layer, g.grad + begin * layer.out_width, tokens, dot, space);
   for_activation(layer.activation, [&]<Activation a>() {
     if (g.straight_through) {
       float* active = at_least(space.active, tokens * stride);
@@ -113,7 +112,33 @@ void backward_tokens(const Gradients<E>& g, int64_t begin, int64_t end, float* g
       }
   if (g.grad_of_scores)
     for (int64_t i = 0; i < tokens * stride; ++i) dot[i] += g.grad_of_scores[begin * stride + i];
-  sum_paths(layer, layer.w_in, layer.width, dot, tokens, grad_x + begin * layer.width, space);
+}
+
+// The block [begin, end): grad_scores (N, T, L) and grad_x (N, H).
+template <class E>
+void backward_tokens(const Gradients<E>& g, int64_t begin, int64_t end, float* grad_scores, E* grad_x, Space& space) {
+  const Layer<E>& layer = g.layer;
+  const int64_t tokens = end - begin, trees = layer.trees;
+  space.reserve(trees, tokens);
+  for (int64_t tree = 0; tree < trees; ++tree)
+    sort_by_leaf(
+        tokens, layer.depth, [&](int64_t n) { return g.leaf[(begin + n) * trees + tree]; }, space.sorted(tree, tokens),
+        space.counts);
+  const auto sorted_of = [&](int64_t tree) { return space.sorted(tree, tokens); };
+  float* dot = grad_scores + begin * layer.stride();
+  dot_paths(layer, g.grad + begin * layer.out_width, tokens, dot, sorted_of);
+  through_activations(g, begin, tokens, grad_scores, space);
+  sum_paths(layer, layer.w_in, layer.width, dot, tokens, grad_x + begin * layer.width, tokens, space, sorted_of);
+}
+
+// The same for some of one tree's N sorted tokens: what is fetched for them is still near when weights need it.
+template <class E>
+void backward_sorted(const Gradients<E>& g, Sorted sorted, int64_t count, int64_t tokens, float* grad_scores, E* grad_x,
+                     Space& space) {
+  const auto sorted_of = [&](int64_t) { return sorted; };
+  dot_paths(g.layer, g.grad, count, grad_scores, sorted_of, g.x);
+  for (int64_t i = 0; i < count; ++i) through_activations(g, sorted.order[i], 1, grad_scores, space);
+  sum_paths(g.layer, g.layer.w_in, g.layer.width, grad_scores, count, grad_x, tokens, space, sorted_of);
 }
 
 // Weight gradients of one tree, summed in the order of its sorted tokens, chunk by chunk. A node whose tokens lie in
@@ -150,9 +175,12 @@ struct TreeSums {
     return {begin > 0 && node(begin - 1, level) == here, end < tokens && node(end, level) == here};
   }
 
-  void chunk(int64_t number, int64_t begin, int64_t end) const {
+  // ready(at, stop): called before the sums of positions [at, stop).
+  template <class F>
+  void chunk(int64_t number, int64_t begin, int64_t end, const F& ready) const {
     for (int64_t at = begin; at < end; at += kBlock) {
       const int64_t stop = std::min<int64_t>(at + kBlock, end);
+      ready(at, stop);
       for (int64_t level = 0; level < layer().length(); level += kLevels) {
         const int64_t last = std::min<int64_t>(level + kLevels, layer().length()) - 1;
         for (int64_t first = at, next; first < stop; first = next) {

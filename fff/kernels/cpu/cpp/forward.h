@@ -55,10 +55,10 @@ inline void fetch_path(const E* w, int64_t width, int64_t depth, int64_t leaf, i
 }
 
 // to (tokens, out_width) = sum over trees and path nodes of coefficient * the node's row; w (T, M, row_width),
-// coefficients (tokens, stride). Needs the sorted tokens of all trees in `space`.
-template <class E, class B, class O>
+// coefficients (tokens, stride). sorted_of(tree): the sorted tokens. `written`: tokens of the whole call.
+template <class E, class B, class O, class SortedOf>
 void sum_paths(const Layer<E, B>& layer, const E* w, int64_t row_width, const float* coefficients, int64_t tokens,
-               O* to, Space& space) {
+               O* to, int64_t written, Space& space, const SortedOf& sorted_of) {
   const int64_t length = layer.length(), depth = layer.depth, nodes = layer.nodes();
   // Sums over trees are kept in float32: in place, or beside a bfloat16 output.
   constexpr bool beside = sizeof(O) < sizeof(float);
@@ -69,7 +69,7 @@ void sum_paths(const Layer<E, B>& layer, const E* w, int64_t row_width, const fl
     else sums = to;
   }
   // A large output of one tree is written once and not read here again.
-  const bool streaming = !sums && tokens * row_width * sizeof(O) >= kStreamBytes &&
+  const bool streaming = !sums && written * row_width * sizeof(O) >= kStreamBytes &&
                          reinterpret_cast<uintptr_t>(to) % kVectorBytes == 0 &&
                          row_width * sizeof(O) % kVectorBytes == 0;
   const bool fetching = row_width * static_cast<int64_t>(sizeof(E)) <= kShortRow;
@@ -77,7 +77,7 @@ void sum_paths(const Layer<E, B>& layer, const E* w, int64_t row_width, const fl
   const E** rows = reinterpret_cast<const E**>(space.rows.data());
   for (int64_t tree = 0; tree < layer.trees; ++tree) {
     const E* w_tree = w + tree * nodes * row_width;
-    const Sorted sorted = space.sorted(tree, tokens);
+    const Sorted sorted = sorted_of(tree);
     for_leaves(sorted, tokens, [&](int64_t begin, int64_t end, int64_t leaf) {
       if (fetching && end + 1 < tokens)  // of a token after the next
         fetch_path(w_tree, row_width, depth, sorted.leaf[end + 1], sorted.leaf[end]);
@@ -135,7 +135,8 @@ void forward_by(const Layer<E, B>& layer, const E* x, const bool* flips, int64_t
   for_activation(layer.activation,
                  [&]<Activation a>() { map(kept, active, tokens * stride, [](Floats s) { return value<a>(s); }); });
   for (int64_t tree = 0; tree < trees; ++tree) weigh(tree, space.sorted(tree, tokens), active);
-  sum_paths(layer, layer.w_out, layer.out_width, active, tokens, y, space);
+  sum_paths(layer, layer.w_out, layer.out_width, active, tokens, y, tokens, space,
+            [&](int64_t tree) { return space.sorted(tree, tokens); });
 }
 
 template <class E>

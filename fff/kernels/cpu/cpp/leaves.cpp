@@ -151,7 +151,7 @@ void node_weights(const LeafGradients<E>& g, int64_t tokens, Tensor& w_node, Ten
                        g.layer.width,  1,       Activation::identity};
   const Gradients<E> path{layer, g.x, nothing.data(), g.scores, nullptr, parent.data(), false, 1};
   Tensor in = w_node.unsqueeze(0), bias = b_node.unsqueeze(0), out = fresh({1, nodes, 1}, w_node.scalar_type());
-  weight_gradients(path, tokens, g.grad_scores, in, bias, out);
+  weight_gradients(path, tokens, g.grad_scores, in, bias, out, [](Sorted, int64_t) {});
 }
 
 // -> gradients of x (N, H), w_node, b_node, w_in, b_in, w_out, b_out and, gated, w_value and b_value

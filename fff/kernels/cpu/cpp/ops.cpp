@@ -96,10 +96,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward_op(const Tensor& grad, const
     const HeldLayer<E> held(w_in, std::nullopt, w_out, depth, act);
     const Held<E> from(x), gradient(grad);
     const Gradients<E> g{held.layer, from.at, gradient.at, s.at, direct.at, leaves.at, temperature.has_value(), warmth};
-    over_blocks(tokens, trees, work_of(held.layer), [&](int64_t begin, int64_t end, Space& space) {
-      backward_tokens(g, begin, end, grad_scores.mutable_data_ptr<float>(), grad_x.mutable_data_ptr<E>(), space);
+    float* const of_scores = grad_scores.mutable_data_ptr<float>();
+    E* const of_x = grad_x.mutable_data_ptr<E>();
+    // One tree's tokens are fetched from memory once for all gradients, where chunks are enough for the threads.
+    const bool together = trees == 1 && at::get_num_threads() <= chunks_of(tokens, trees);
+    if (!together)
+      over_blocks(tokens, trees, work_of(held.layer), [&](int64_t begin, int64_t end, Space& space) {
+        backward_tokens(g, begin, end, of_scores, of_x, space);
+      });
+    weight_gradients(g, tokens, of_scores, grad_in, grad_bias, grad_out, [&](Sorted sorted, int64_t count) {
+      static thread_local Space space;
+      if (together) backward_sorted(g, sorted, count, tokens, of_scores, of_x, space);
     });
-    weight_gradients(g, tokens, grad_scores.const_data_ptr<float>(), grad_in, grad_bias, grad_out);
   });
   return {grad_x, grad_in, grad_bias, grad_out};
 }

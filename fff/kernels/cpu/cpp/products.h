@@ -51,7 +51,7 @@ inline void dots_step(const E* const (&x)[T], const E* const (&w)[N], Floats (&s
 }
 
 // Rows to ask memory for while others are worked on, a step's cache lines at a time: what the next calls will read.
-// They may be any rows, but rows of the right type and width.
+// They may be any rows of the type; of longer ones as much is asked for as the rows in work have.
 template <class E>
 struct Ahead {
   const E* first;

@@ -14,6 +14,11 @@ inline int64_t chunk_of(int64_t tokens, int64_t trees) {
   return std::max<int64_t>(256, (tokens + chunks - 1) / chunks);
 }
 
+inline int64_t chunks_of(int64_t tokens, int64_t trees) {
+  const int64_t chunk = chunk_of(tokens, trees);
+  return (tokens + chunk - 1) / chunk;
+}
+
 // Sums in float32 -> a gradient of the weights' type, zero where no token came.
 template <class E>
 void write_rows(const float* sums, int64_t sums_width, const bool* visited, E* to, int64_t rows, int64_t width) {
@@ -28,9 +33,10 @@ void write_rows(const float* sums, int64_t sums_width, const bool* visited, E* t
   });
 }
 
-template <class E>
+// ready(sorted, count): called by one thread or another before the sums of those tokens of a tree.
+template <class E, class F>
 void weight_gradients(const Gradients<E>& g, int64_t tokens, const float* grad_scores, Tensor& grad_in,
-                      Tensor& grad_bias, Tensor& grad_out) {
+                      Tensor& grad_bias, Tensor& grad_out, const F& ready) {
   const Layer<E>& layer = g.layer;
   const int64_t trees = layer.trees, nodes = layer.nodes();
   constexpr bool beside = sizeof(E) < sizeof(float);
@@ -39,7 +45,7 @@ void weight_gradients(const Gradients<E>& g, int64_t tokens, const float* grad_s
   Tensor in = beside ? fresh({trees, nodes, in_width}, at::kFloat) : grad_in;
   Tensor out = beside ? fresh({trees, nodes, out_width}, at::kFloat) : grad_out;
   Tensor bias = beside ? fresh({trees, nodes}, at::kFloat) : grad_bias;
-  const int64_t chunk = chunk_of(tokens, trees), chunks = (tokens + chunk - 1) / chunk;
+  const int64_t chunk = chunk_of(tokens, trees), chunks = chunks_of(tokens, trees);
   const int64_t parts = chunks > 1 ? chunks * 2 * layer.length() * (in_width + out_width + 1) : 0;
   Tensor cut = fresh({trees * parts}, at::kFloat);
   std::vector<int32_t> order(trees * tokens), leaf(trees * tokens);
@@ -68,7 +74,10 @@ void weight_gradients(const Gradients<E>& g, int64_t tokens, const float* grad_s
   at::parallel_for(0, trees * chunks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t number = task % chunks;
-      sums_of(task / chunks).chunk(number, number * chunk, std::min(tokens, (number + 1) * chunk));
+      const TreeSums<E> sums = sums_of(task / chunks);
+      sums.chunk(number, number * chunk, std::min(tokens, (number + 1) * chunk), [&](int64_t at, int64_t stop) {
+        ready(Sorted{sums.sorted.order + at, sums.sorted.leaf + at}, stop - at);
+      });
     }
   });
   at::parallel_for(0, chunks > 1 ? trees : 0, 1, [&](int64_t begin, int64_t end) {
