@@ -26,7 +26,7 @@ from fff.optimise import optimise_for_cpu
 
 Call = Callable[[Tensor], Tensor]
 INT8 = "int8"  # how the names of int8 forms begin
-OPTIMISED = "optimised"  # as optimise_for_cpu has it on this processor, of its own choice
+OPTIMISED = "optimised"  # as optimise_for_cpu has it on this processor for so many tokens, of its own choice
 ERRORS = {"float32": 1e-5, "bfloat16": 3e-2, INT8: 8e-2, OPTIMISED: 8e-2}  # allowed: of the norm of float32's output
 OF_TREES = 2.5  # times as much, where a token may take another way in one of many trees, which moves it by less
 ANOTHER_WAY = 0.2  # a token that is so far off its float32 output took other neurons
@@ -161,9 +161,9 @@ def _compress(model: Any) -> None:
         node.input(1).replace_source_output(ops.multiply(number, ops.constant(scale.numpy())).output(0))
 
 
-def _optimised(module: nn.Module, _: Tensor) -> Call:
+def _optimised(module: nn.Module, x: Tensor) -> Call:
     made = copy.deepcopy(module)
-    optimise_for_cpu(made)
+    optimise_for_cpu(made, tokens=x[..., 0].numel() if x.is_floating_point() else x.numel())
     return made
 
 

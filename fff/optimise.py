@@ -26,6 +26,7 @@ from fff.successors import ALREADY, OURS, candidates, put, size, title
 LINEARS = ("auto", "int8", "bfloat16", "keep")
 TREES = ("int8", "bfloat16", "keep")
 DTYPES = (torch.float32, torch.bfloat16)
+SHORT = 128  # tokens of a call up to which int8 linears are as fast as bfloat16 by tiles, or faster: docs/kernels.md
 LEAST = 2**14  # weights of a linear; smaller ones, classifiers and routers, gain nothing
 
 
@@ -70,7 +71,13 @@ class Optimised:
 
 
 def optimise_for_cpu(
-    model: nn.Module, *, linears: str = "auto", trees: str = "int8", keep: Iterable[str] = (), least: int = LEAST
+    model: nn.Module,
+    *,
+    linears: str = "auto",
+    trees: str = "int8",
+    keep: Iterable[str] = (),
+    least: int = LEAST,
+    tokens: int | None = None,
 ) -> Optimised:
     """Make a model fast for inference on this CPU, in place; its parameters are frozen.
 
@@ -78,8 +85,7 @@ def optimise_for_cpu(
     may be float32 or bfloat16, and goes on taking and giving that.
 
     Args:
-        linears: "auto": what is fastest on this processor for many tokens a call (`fastest_linears`); below about 100
-            tokens, lone sentences and decoding, "int8" is faster with tiles for bfloat16 too (docs/kernels.md).
+        linears: "auto": what is fastest on this processor for calls of so many `tokens` (`fastest_linears`).
             "int8": each row and each token has a scale of its own, and what lies between linears is as it was.
             "bfloat16": the whole model computes in that, except norms' weights; a float32 one still takes and gives
             float32, and so does each transformers model in it, while modules deeper inside give bfloat16. Code
@@ -87,6 +93,8 @@ def optimise_for_cpu(
         trees: "int8", "bfloat16" or "keep", of PathFFF and LeafFFF.
         keep: globs of paths of modules that stay as they are, e.g. ("*.classifier", "lm_head").
         least: weights of a linear that is changed to int8; smaller ones gain nothing.
+        tokens: about how many a call has, all texts together: 1 of a decoder that writes, 16 of a lone sentence; None:
+            many. What "auto" goes by.
 
     Raises:
         ValueError: the model is in training mode or has gradients, is not on a CPU, has weights of another type than
@@ -100,7 +108,8 @@ def optimise_for_cpu(
     refuse(model)
     if linears == "int8" and (reason := unusable()):
         raise RuntimeError(reason)
-    linears = fastest_linears() if linears == "auto" else linears
+    fastest = fastest_linears(tokens)
+    linears = fastest if linears == "auto" else linears
     before, patterns = size(model), tuple([keep] if isinstance(keep, str) else keep)
     made: dict[nn.Module, nn.Module] = {}
     changed: list[tuple[str, nn.Module, str, int]] = []
@@ -128,11 +137,20 @@ def optimise_for_cpu(
     return Optimised(told, tuple(left), before, size(model))
 
 
-def fastest_linears() -> str:
-    """What `linears="auto"` is on this processor: "bfloat16" where it has tiles for it, else "int8", else "keep"."""
-    if has_tiles():
+def fastest_linears(tokens: int | None = None) -> str:
+    """What `linears="auto"` is on this processor for calls of about so many tokens, None for many.
+
+    "bfloat16" where it has tiles for that and tokens are more than `SHORT`, else "int8", else "keep".
+
+    Raises:
+        ValueError: tokens is no whole number from 1 up.
+    """
+    if tokens is not None and (not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1):
+        raise ValueError(f"tokens={tokens!r} is no number of tokens; give about how many a call has, or None for many")
+    int8 = unusable() is None
+    if has_tiles() and not (int8 and tokens is not None and tokens <= SHORT):
         return "bfloat16"
-    return "keep" if unusable() else "int8"
+    return "int8" if int8 else "keep"
 
 
 def matches(path: str, patterns: tuple[str, ...]) -> bool:

@@ -1,9 +1,10 @@
 """Products of tokens with rows of eight-bit integers, the tokens quantised as they come. Not a module (fff.layers).
 
-Many tokens are quantised by torch's operations, part by part, and multiplied by torch's oneDNN. What that takes for a
-call, whatever its size, is several times what a few tokens need: they go through one operator of provider `cpu`, where
-it can be built, which reads the very bytes that oneDNN packed. Either way a token gets the same bits: sums are exact,
-and what follows are the same float32 operations in the same order.
+A call of torch's oneDNN, and of the ten operations around it, takes several times what a few tokens need: these go
+through one operator of provider `cpu`, which reads the very bytes that oneDNN packed. Many tokens are multiplied by
+oneDNN, part by part; what is before and after is the provider's too. Where it cannot be built, torch's operations do
+that, and all products are oneDNN's. Every way a token gets the same bits: sums are exact, and what follows are the same
+float32 operations in the same order.
 """
 
 import ctypes
@@ -18,7 +19,8 @@ from fff.int8 import LEAST, LEVELS
 from fff.kernels.cpu import operators as cpu
 
 BLOCK = 2**19  # numbers of the input that are quantised at a time: they stay in the caches, and need no new memory
-FEW = 16  # tokens of a call up to which our operator is the faster one: docs/kernels.md
+FEW = 64  # tokens of a call up to which our operator is faster than oneDNN's: docs/kernels.md
+DTYPES = (torch.float32, torch.bfloat16)
 GROUP, QUAD, PIECE = 16, 4, 64  # oneDNN's: rows side by side, neighbours of a row side by side, what rows are padded to
 BLOCKS = (64, 48, 32, 16)  # rows that lie side by side, as oneDNN chooses; 64 with AVX-512
 UNREADABLE = "oneDNN packs rows on this processor in a way that is not known here"
@@ -89,35 +91,43 @@ class Products:
         self.rows, self.scale, self.bias = rows, scale, bias
         self.shortcut: cpu.Linear | None = None
         self._few: tuple[Any, ...] | None = None
-        self._asked = False
+        self._asked = self._operators = False
 
     def __call__(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """x (..., d_in) float32 or bfloat16 -> (..., d_out) in `dtype`."""
-        if x.numel() <= FEW * self.rows.d_in and (operands := self._readable()) is not None:
+        self._ask()
+        if self._few is not None and x.numel() <= FEW * self.rows.d_in:
             given = x if x.dtype == dtype else x.float()
-            return torch.ops.fff.cpu_int8_linear.default(given, *operands).to(dtype)
+            return torch.ops.fff.cpu_int8_linear.default(given, *self._few).to(dtype)
+        many = self._many if self._operators and dtype in DTYPES else self._in_torch
         flat = x.reshape(-1, self.rows.d_in)
         y = torch.empty(len(flat), self.rows.d_out, dtype=dtype)
         tokens = max(1, BLOCK // self.rows.d_in)
         for part, out in zip(flat.split(tokens), y.split(tokens), strict=True):
-            self._many(part.float(), out)
+            many(part, out)
         return y.view(*x.shape[:-1], self.rows.d_out)
 
-    def _readable(self) -> tuple[Any, ...] | None:
-        """Operands of our operator but for x; None where it cannot be had. Asked once, because that may compile it."""
-        if not self._asked:
-            self._asked = True
-            rows = self.rows.bytes
-            reason = None if rows is None else cpu.available(self.scale.device, torch.float32)
-            if rows is None or reason:
-                _say(reason or UNREADABLE)
-            else:
-                cpu.settle([rows])
-                self._few = (rows, self.scale, self.bias, self.rows.d_in, self.rows.block)
-                self.shortcut = cpu.int8_linear_shortcut(self._few, FEW, self.rows)
-        return self._few
+    def _ask(self) -> None:
+        """What there is of our operators; once, because the question may compile them."""
+        if self._asked:
+            return
+        reason = cpu.available(self.scale.device, torch.float32)
+        rows, self._operators = self.rows.bytes, reason is None
+        if reason or rows is None:
+            _say(reason or UNREADABLE)
+        else:
+            cpu.settle([rows])
+            self._few = (rows, self.scale, self.bias, self.rows.d_in, self.rows.block)
+            self.shortcut = cpu.int8_linear_shortcut(self._few, FEW, self.rows)
+        self._asked = True
 
     def _many(self, x: Tensor, out: Tensor) -> None:
+        whole, scale = torch.ops.fff.cpu_int8_tokens.default(x)
+        y = products(whole, self.rows, self.scale)
+        torch.ops.fff.cpu_int8_scaled.default(y, scale, self.bias, out)
+
+    def _in_torch(self, x: Tensor, out: Tensor) -> None:
+        x = x.float()
         # Two passes over x without memory of their own, where abs().amax() has one of them and writes a copy.
         most = torch.maximum(x.amax(-1, keepdim=True), x.amin(-1, keepdim=True).neg_())
         none, levels = most < LEAST, torch.full_like(most, LEVELS)
@@ -135,7 +145,7 @@ class Products:
 
 @functools.cache
 def _say(reason: str) -> None:
-    log.warning("fff: few tokens take longer in int8 linears, which leave them to torch's oneDNN: %s", reason)
+    log.warning("fff: int8 linears are left to torch's oneDNN, which takes longer for few tokens: %s", reason)
 
 
 def products(x: Tensor, rows: Rows, scale: Tensor) -> Tensor:

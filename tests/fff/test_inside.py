@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from fff import inside, optimise
 from fff.inside import LARGEST, converted, narrowed, widened
+from fff.kernels.int8_linear import unusable
 from fff.layers.bfloat16_linear import Bfloat16Linear
+from fff.layers.int8_linear import Int8Linear
 from fff.layers.leaf import LeafFFF
 from fff.layers.path import PathFFF
 from fff.layers.quantised import QuantisedPath
@@ -148,11 +150,30 @@ def test_the_default_is_by_the_processor(
 ) -> None:
     monkeypatch.setattr(optimise, "has_tiles", lambda: tiles)
     monkeypatch.setattr(optimise, "unusable", lambda: reason)
-    assert fastest_linears() == found
+    assert fastest_linears() == fastest_linears(optimise.SHORT + 1) == found
+    assert fastest_linears(1) == fastest_linears(optimise.SHORT) == ("int8" if reason is None else found)
     if found != "int8":  # which this machine may lack
         assert "path" in {each.path for each in optimise_for_cpu(model).changed}
         assert isinstance(model.path, QuantisedPath)
         assert isinstance(model.mix, Bfloat16Linear) == (found == "bfloat16")
+
+
+@pytest.mark.skipif(unusable() is not None, reason=str(unusable()))
+def test_short_calls_get_int8(model: Small, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optimise, "has_tiles", lambda: True)
+    many = copy.deepcopy(model)
+    optimise_for_cpu(model, tokens=16)
+    optimise_for_cpu(many, tokens=10_000)
+    assert isinstance(model.mix, Int8Linear)
+    assert isinstance(many.mix, Bfloat16Linear)
+
+
+@pytest.mark.parametrize("tokens", [0, -1, 1.5, True, "16"])
+def test_what_is_no_number_of_tokens_is_named(model: Small, tokens: Any) -> None:
+    for linears in ("auto", "int8"):
+        with pytest.raises(ValueError, match=f"tokens={tokens!r} is no number of tokens; give about how many a call"):
+            optimise_for_cpu(model, linears=linears, tokens=tokens)
+    assert type(model.mix) is nn.Linear
 
 
 def test_structures_keep_their_kind() -> None:

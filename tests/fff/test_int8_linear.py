@@ -21,13 +21,25 @@ if reason := unusable():
     pytest.skip(reason, allow_module_level=True)
 
 CPU = torch.device("cpu")
-SHAPES = [(0, 8, 5), (1, 1, 1), (1, 577, 1), (3, 64, 64), (7, 33, 65), (FEW, 100, 130), (FEW + 1, 100, 130)]
+SHAPES = [
+    (0, 8, 5),
+    (1, 1, 1),
+    (1, 577, 1),
+    (3, 64, 64),
+    (7, 33, 65),
+    (FEW, 100, 130),
+    (FEW + 1, 100, 130),
+    (5, 100, 33),
+    (20, 64, 17),
+]
 needs_cpp = pytest.mark.skipif(cpu.available(CPU, torch.float32) is not None, reason="the C++ cannot be built here")
 
 
-@pytest.fixture(params=["operator", "oneDNN"])
+@pytest.fixture(params=["operator", "in parts", "oneDNN"])
 def road(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Calls of few tokens by our operator, or all calls by oneDNN."""
+    """Calls of few tokens by our operator, all by oneDNN between our operators, or between torch's."""
+    if request.param == "in parts":  # our operators around oneDNN's product, for few tokens too
+        monkeypatch.setattr(int8_linear, "BLOCKS", ())
     if request.param == "oneDNN":
         monkeypatch.setattr(cpu, "available", lambda *_: "it is not wanted")
     elif reason := cpu.available(CPU, torch.float32):
@@ -64,7 +76,7 @@ def test_an_int8_linear_is_its_definition_to_the_last_bit(
             assert linear(x).dtype == torch.bfloat16
         with torch.autocast("cpu", dtype=torch.float16):
             assert torch.equal(layer(x.bfloat16()), definition(linear, x.bfloat16(), torch.float16))
-    assert (layer._products.shortcut is not None) == (road == "operator" and tokens <= FEW)
+    assert (layer._products.shortcut is not None) == (road == "operator")
 
 
 def test_inputs_of_any_shape_and_stride(road: str) -> None:
@@ -94,13 +106,13 @@ def test_a_token_does_not_depend_on_those_beside_it_nor_on_threads(dtype: torch.
         together = layer(x)
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            for count in (1, 2, 3, 16, 17, 128):
+            for count in (1, 2, 3, 16, 17, 33, 128):
                 for start in range(0, 9 if count < 128 else 1):
                     part = slice(start, start + count)
                     assert torch.equal(layer(x[part]), together[part])
 
 
-@pytest.mark.parametrize("tokens", [4, 40])
+@pytest.mark.parametrize("tokens", [4, 40, 100])
 @pytest.mark.parametrize("odd", [torch.nan, torch.inf, -torch.inf])
 def test_a_token_that_is_not_finite_comes_out_so_alone(odd: float, tokens: int, road: str) -> None:
     torch.manual_seed(0)
@@ -125,7 +137,7 @@ def test_the_operator_reads_any_block_that_onednn_may_choose(block: int) -> None
     padded = torch.zeros(blocks * block, 128, dtype=torch.int8)
     padded[:130, :100] = rows
     lines = padded.view(blocks, block, 32, 4).transpose(1, 2).reshape(-1)
-    for tokens in (1, 4, 7):
+    for tokens in (1, 4, 7, 16, 33, 70):
         x = torch.randn(tokens, 100)
         y = torch.ops.fff.cpu_int8_linear(x, lines, scale, linear.bias.detach(), 100, block)
         assert torch.equal(y, definition(linear, x, torch.float32))
@@ -163,7 +175,7 @@ WITHOUT = """
 import torch
 from fff.layers.int8_linear import Int8Linear
 torch.manual_seed(0)
-layer, x = Int8Linear(torch.nn.Linear(64, 96)), torch.randn(20, 64)
+layer, x = Int8Linear(torch.nn.Linear(64, 96)), torch.randn(100, 64)
 with torch.no_grad():
     print(all(torch.equal(layer(x[:n]), layer(x)[:n]) for n in (1, 2, 1)))
 """
@@ -247,3 +259,25 @@ def test_an_int8_linear_is_copied_but_neither_saved_nor_trained() -> None:
         with pytest.raises(ValueError, match=words):
             layer(wrong)
     assert (layer.weight.dtype, layer.weight.device.type) == (torch.int8, "cpu")  # what models ask of a weight
+
+
+@needs_cpp
+def test_what_stands_around_onednn_refuses_what_does_not_fit() -> None:
+    tokens, scaled = torch.ops.fff.cpu_int8_tokens, torch.ops.fff.cpu_int8_scaled
+    for wrong in (torch.zeros(3), torch.zeros(2, 0), torch.zeros(2, 3).double()):
+        with pytest.raises(ValueError, match=r"x (must be|is Double)"):
+            tokens(wrong)
+    y, scale, bias = torch.ones(2, 3), torch.full((2,), 2.0), torch.ones(3)
+    for given, words in (
+        ((y.double(), scale, bias, y), "y is Double"),
+        ((y, scale[:1], bias, y), "scale must be .tokens,."),
+        ((y, scale, bias[:2], y), "bias must be .d_out,."),
+        ((y, scale, bias, y[:1]), "out must be as y"),
+        ((y, scale, bias, y.half()), "out is Half"),
+        ((y, scale, bias, torch.ones(3, 2).T), "out and scale must be contiguous"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            scaled(*given)
+    assert torch.equal(y, torch.ones(2, 3))
+    scaled(y, scale, bias, y)
+    assert torch.equal(y, torch.full((2, 3), 3.0))

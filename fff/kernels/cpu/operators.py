@@ -281,6 +281,10 @@ def _int8_linear_shapes(x: Tensor, rows: Tensor, scale: Tensor, *_: Any) -> Tens
     return x.new_empty(*x.shape[:-1], len(scale))
 
 
+def _int8_tokens_shapes(x: Tensor) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape, dtype=torch.int8), x.new_empty(len(x), dtype=torch.float32)
+
+
 def _int8_leaf_infer_shapes(x: Tensor, nodes, leaves, master, d_out: int, *_: Any) -> Tensor:
     return x.new_empty(*x.shape[:-1], d_out)
 

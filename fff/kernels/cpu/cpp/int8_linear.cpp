@@ -9,11 +9,13 @@
 namespace fff {
 namespace {
 
+constexpr int64_t kPassWork = 2;  // of a number that is read once, in multiply-adds: when threads are worth waking
+
 // Tokens quantised in this thread's memory, which others read.
 template <class E>
 ByteTokens quantised(const E* x, int64_t count, int64_t width, int64_t stride) {
   static thread_local Space space;
-  int8_t* const bytes = at_least(space.bytes, count * stride);
+  int8_t* const bytes = at_least(space.bytes, (count + kMostTokens) * stride);  // tiles read past the last one
   float* const scales = at_least(space.scales, count);
   uint32_t* const added = at_least(space.added, count);
   for (int64_t n = 0; n < count; ++n) {
@@ -75,11 +77,67 @@ Tensor bytes_linear(const Tensor& x, const Tensor& rows, const Tensor& scale, co
   return y;
 }
 
+namespace {
+
+// x (N, d_in) -> its whole numbers, and scales (N): for products that are oneDNN's.
+std::tuple<Tensor, Tensor> tokens_op(const Tensor& x) {
+  TORCH_CHECK_VALUE(x.dim() == 2 && x.size(1) > 0 && x.size(1) <= kWidest, "x must be (tokens, d_in), d_in from 1 to ",
+                    kWidest, ", got ", x.sizes());
+  check_input(x, x.size(1));
+  const int64_t count = x.size(0), width = x.size(1);
+  Tensor whole = fresh(x.sizes(), at::kChar), scale = fresh({count}, at::kFloat);
+  for_dtype(x.scalar_type(), [&]<class E>() {
+    const Held<E> from(x);
+    int8_t* const to = whole.mutable_data_ptr<int8_t>();
+    float* const scales = scale.mutable_data_ptr<float>();
+    over_blocks(count, 1, kPassWork * width, [&](int64_t begin, int64_t end, Space&) {
+      uint32_t sum;
+      for (int64_t n = begin; n < end; ++n)
+        scales[n] =
+            quantise(from.at + n * width, width, to + n * width, sum, from.at + std::min(n + 1, end - 1) * width);
+    });
+  });
+  return {whole, scale};
+}
+
+// out (N, d_out) = y * scale + bias: what is left of a product whose rows are scaled. `out` may be y.
+void scaled_op(const Tensor& y, const Tensor& scale, const optional<Tensor>& bias, Tensor& out) {
+  check_tensor(y, "y", at::kFloat);
+  TORCH_CHECK_VALUE(y.dim() == 2 && y.is_contiguous(), "y must be (tokens, d_out), contiguous, got ", y.sizes());
+  const int64_t count = y.size(0), width = y.size(1);
+  check_tensor(scale, "scale", at::kFloat);
+  check_sizes(scale, "scale", {count}, "(tokens,)");
+  check_place(out, "out");
+  TORCH_CHECK_VALUE(out.scalar_type() == at::kFloat || out.scalar_type() == at::kBFloat16, "out is ", out.scalar_type(),
+                    "; provider 'cpu' gives float32 and bfloat16");
+  check_sizes(out, "out", y.sizes(), "as y");
+  TORCH_CHECK_VALUE(out.is_contiguous() && scale.is_contiguous(), "out and scale must be contiguous");
+  if (bias) {
+    check_tensor(*bias, "bias", at::kFloat);
+    check_sizes(*bias, "bias", {width}, "(d_out,)");
+    TORCH_CHECK_VALUE(bias->is_contiguous(), "bias must be contiguous");
+  }
+  const float *const from = y.const_data_ptr<float>(), *const scales = scale.const_data_ptr<float>();
+  const float* const biases = bias ? bias->const_data_ptr<float>() : nullptr;
+  for_dtype(out.scalar_type(), [&]<class E>() {
+    E* const to = out.mutable_data_ptr<E>();
+    over_blocks(count, 1, kPassWork * width, [&](int64_t begin, int64_t end, Space&) {
+      for (int64_t n = begin; n < end; ++n) scaled_row(from + n * width, scales[n], biases, width, to + n * width);
+    });
+  });
+}
+
+}  // namespace
+
 TORCH_LIBRARY_FRAGMENT(fff, m) {
+  m.def("cpu_int8_tokens(Tensor x) -> (Tensor, Tensor)");
+  m.def("cpu_int8_scaled(Tensor y, Tensor scale, Tensor? bias, Tensor(a!) out) -> ()");
   m.def("cpu_int8_linear(Tensor x, Tensor rows, Tensor scale, Tensor? bias, int d_in, int block) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(fff, CPU, m) {
+  m.impl("cpu_int8_tokens", tokens_op);
+  m.impl("cpu_int8_scaled", scaled_op);
   m.impl("cpu_int8_linear",
          [](const Tensor& x, const Tensor& rows, const Tensor& scale, const optional<Tensor>& bias, int64_t d_in,
             int64_t block) { return bytes_linear(x, rows, scale, bias, d_in, block); });

@@ -151,23 +151,28 @@ class Tiles {
   int64_t lines_ = 0;
 };
 
+// Where lines of groups lie, in bytes from one to the next.
+struct Lines {
+  int64_t line, group, quads, ahead;
+};
+
 // A blocks of 16 tokens with N groups.
 template <int A, int N>
-inline void tile_block(const int8_t* tokens, int64_t stride, const int8_t* rows, int64_t quads, int64_t ahead,
-                       int32_t* to, int64_t to_stride) {
-  const int8_t *const more = tokens + kTileTokens * stride, *const others = rows + quads * kLineBytes;
+inline void tile_block(const int8_t* tokens, int64_t stride, const int8_t* rows, const Lines& lines, int32_t* to,
+                       int64_t to_stride) {
+  const int8_t *const more = tokens + kTileTokens * stride, *const others = rows + lines.group;
   _tile_zero(0);
   if constexpr (N > 1) _tile_zero(1);
   if constexpr (A > 1) _tile_zero(2);
   if constexpr (A > 1 && N > 1) _tile_zero(3);
-  for (int64_t quad = 0; quad < quads; quad += kTileLines) {
+  for (int64_t quad = 0; quad < lines.quads; quad += kTileLines) {
     _tile_loadd(4, tokens + quad * kQuad, stride);
-    _tile_loadd(6, rows + quad * kLineBytes, kLineBytes);
-    if (ahead)
-      for (int64_t line = quad; line < std::min(quads, quad + kTileLines); ++line)
-        for (int n = 0; n < N; ++n) __builtin_prefetch(rows + ahead + (n * quads + line) * kLineBytes, 0, 2);
+    _tile_loadd(6, rows + quad * lines.line, lines.line);
+    if (lines.ahead)
+      for (int64_t line = quad; line < std::min(lines.quads, quad + kTileLines); ++line)
+        for (int n = 0; n < N; ++n) __builtin_prefetch(rows + lines.ahead + n * lines.group + line * lines.line, 0, 2);
     if constexpr (A > 1) _tile_loadd(5, more + quad * kQuad, stride);
-    if constexpr (N > 1) _tile_loadd(7, others + quad * kLineBytes, kLineBytes);
+    if constexpr (N > 1) _tile_loadd(7, others + quad * lines.line, lines.line);
     _tile_dpbssd(0, 4, 6);
     if constexpr (N > 1) _tile_dpbssd(1, 4, 7);
     if constexpr (A > 1) _tile_dpbssd(2, 5, 6);
@@ -181,11 +186,12 @@ inline void tile_block(const int8_t* tokens, int64_t stride, const int8_t* rows,
 }
 
 inline void by_tiles(const int8_t* tokens, int64_t stride, int64_t count, const Packed& rows, int32_t* to) {
+  const Lines lines{kLineBytes, rows.quads * kLineBytes, rows.quads, rows.ahead};
   const auto groups = [&]<int N>(int64_t group) {
-    const int8_t* const from = rows.at + group * rows.quads * kLineBytes;
+    const int8_t* const from = rows.at + group * lines.group;
     int32_t* const sums = to + group * kGroup;
-    if (count > kTileTokens) tile_block<2, N>(tokens, stride, from, rows.quads, rows.ahead, sums, rows.rows());
-    else tile_block<1, N>(tokens, stride, from, rows.quads, rows.ahead, sums, rows.rows());
+    if (count > kTileTokens) tile_block<2, N>(tokens, stride, from, lines, sums, rows.rows());
+    else tile_block<1, N>(tokens, stride, from, lines, sums, rows.rows());
   };
   asm volatile("" ::: "memory");
   int64_t group = 0;
