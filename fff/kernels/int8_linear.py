@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fff.int8 import LEAST, LEVELS
+from fff.kernels.cpu import linear
 from fff.kernels.cpu import operators as cpu
 
 BLOCK = 2**19  # numbers of the input that are quantised at a time: they stay in the caches, and need no new memory
@@ -89,7 +90,7 @@ class Products:
 
     def __init__(self, rows: Rows, scale: Tensor, bias: Tensor | None) -> None:
         self.rows, self.scale, self.bias = rows, scale, bias
-        self.shortcut: cpu.Linear | None = None
+        self.shortcut: linear.Linear | None = None
         self._few: tuple[Any, ...] | None = None
         self._asked = self._operators = False
 
@@ -118,7 +119,7 @@ class Products:
         else:
             cpu.settle([rows])
             self._few = (rows, self.scale, self.bias, self.rows.d_in, self.rows.block)
-            self.shortcut = cpu.int8_linear_shortcut(self._few, FEW, self.rows)
+            self.shortcut = linear.shortcut(self._few, FEW, self.rows)
         self._asked = True
 
     def _many(self, x: Tensor, out: Tensor) -> None:

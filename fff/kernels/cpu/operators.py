@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from fff.activations import ACTIVATIONS
 from fff.kernels.autograd import differentiable, gradients_wanted, register_backward
+from fff.kernels.cpu import linear
 from fff.kernels.cpu.build import BuildError, load
 from fff.kernels.flops import (
     register_flops,
     register_int8_flops,
     register_int8_leaf_flops,
-    register_int8_linear_flops,
     register_leaf_flops,
 )
 from fff.kernels.int8 import Int8Operands, int8_masked
@@ -34,7 +34,6 @@ from fff.topology import child
 
 DTYPES = (torch.float32, torch.bfloat16)
 Short = Callable[[Tensor, Mapping[str, Tensor | None]], Tensor | None]
-Linear = Callable[[Tensor], Tensor | None]
 ACTIVATION_IDS = {name: number for number, name in enumerate(ACTIVATIONS)}  # as cpp/activations.h counts them
 
 
@@ -69,20 +68,6 @@ def shortcut(activation: str) -> Short:
 def int8_shortcut(activation: str) -> Short:
     """The same of int8 trees, by their buffers' names."""
     return _short("fff_int8_infer", activation)
-
-
-def int8_linear_shortcut(operands: tuple[Any, ...], most_tokens: int, owner: object) -> Linear | None:
-    """The same of one linear layer of bytes, for at most so many tokens.
-
-    Args:
-        operands: of `cpu_int8_linear`, without x.
-        owner: what holds the memory of the rows.
-    """
-    if (function := getattr(load(), "fff_int8_linear", None)) is None:
-        return None
-    function.argtypes, function.restype = [ctypes.py_object], ctypes.py_object
-    made: Linear = function((*operands, most_tokens, owner))
-    return made
 
 
 def settle(tensors: Iterable[Tensor]) -> None:
@@ -238,7 +223,7 @@ def _register() -> None:
     register_leaf_backward("fff::cpu_leaf_forward", ops.cpu_leaf_backward.default)
     register_leaf_flops(ops.cpu_leaf_infer, ops.cpu_leaf_forward, ops.cpu_leaf_backward)
     register_int8_flops(ops.cpu_int8_infer, ops.cpu_int8_forward)
-    register_int8_linear_flops(ops.cpu_int8_linear)
+    linear.register()
     register_int8_leaf_flops(ops.cpu_int8_leaf_infer, ops.cpu_int8_leaf_forward)
 
 
@@ -275,14 +260,6 @@ def _int8_infer_shapes(x: Tensor, w_in: Tensor, scale_in, b_in, w_out: Tensor, s
 def _int8_forward_shapes(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
     x, w_in, _, b_in, w_out, _, activation = given
     return _forward_shapes(x, w_in, b_in, w_out, activation)
-
-
-def _int8_linear_shapes(x: Tensor, rows: Tensor, scale: Tensor, *_: Any) -> Tensor:
-    return x.new_empty(*x.shape[:-1], len(scale))
-
-
-def _int8_tokens_shapes(x: Tensor) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape, dtype=torch.int8), x.new_empty(len(x), dtype=torch.float32)
 
 
 def _int8_leaf_infer_shapes(x: Tensor, nodes, leaves, master, d_out: int, *_: Any) -> Tensor:
