@@ -122,9 +122,10 @@ inline void map2(const float* a, const float* b, float* to, int64_t count, F&& f
   }
 }
 
-template <class F>
-inline void map(const float* from, float* to, int64_t count, F&& f) {
-  map2(from, from, to, count, [&](Floats a, Floats) { return f(a); });
-}
+// to[i] = the activation's value at from[i].
+void activate(Activation a, const float* from, float* to, int64_t count);
+
+// to[i] = grad[i] * the activation's derivative at from[i].
+void times_slope(Activation a, const float* grad, const float* from, float* to, int64_t count);
 
 }  // namespace fff

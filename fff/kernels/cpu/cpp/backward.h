@@ -95,14 +95,12 @@ void through_activations(const Gradients<E>& g, int64_t begin, int64_t tokens, f
   const int64_t stride = layer.stride(), trees = layer.trees;
   float* dot = grad_scores + begin * stride;
   const float* scores = g.scores + begin * stride;
-  for_activation(layer.activation, [&]<Activation a>() {
-    if (g.straight_through) {
-      float* active = at_least(space.active, tokens * stride);
-      map(scores, active, tokens * stride, [](Floats s) { return value<a>(s); });
-      for (int64_t i = 0; i < tokens * stride; ++i) active[i] *= dot[i];
-    }
-    map2(dot, scores, dot, tokens * stride, [](Floats d, Floats s) { return d * slope<a>(s); });
-  });
+  if (g.straight_through) {
+    float* active = at_least(space.active, tokens * stride);
+    activate(layer.activation, scores, active, tokens * stride);
+    for (int64_t i = 0; i < tokens * stride; ++i) active[i] *= dot[i];
+  }
+  times_slope(layer.activation, dot, scores, dot, tokens * stride);
   if (g.straight_through)
     for (int64_t n = 0; n < tokens; ++n)
       for (int64_t tree = 0; tree < trees; ++tree) {
@@ -225,8 +223,7 @@ struct TreeSums {
       std::copy(grad_scores + at, grad_scores + at + R, c_in[i]);
       std::copy(g.scores + at, g.scores + at + R, c_out[i]);
     }
-    for_activation(layer().activation,
-                   [&]<Activation a>() { map(c_out[0], c_out[0], count * R, [](Floats s) { return value<a>(s); }); });
+    activate(layer().activation, c_out[0], c_out[0], count * R);
     add_tokens<R>(x, count, c_in, in_rows, fresh, layer().width);
     add_tokens<R>(grad, count, c_out, out_rows, fresh, layer().out_width);
     for (int r = 0; r < R; ++r) {

@@ -2,14 +2,13 @@
 // what is computed.
 #pragma once
 
-#include <ATen/Context.h>
 #include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
-#include <ATen/native/TensorFactories.h>
 
 #include "checks.h"
 #include "forward.h"
 #include "memory.h"
+#include "ops.h"
 
 namespace fff {
 
@@ -69,9 +68,7 @@ inline Tensor fresh(at::IntArrayRef sizes, at::ScalarType dtype) {
   const c10::DispatchKeySet cpu(c10::DispatchKey::CPU);
   Tensor t = bytes < Memory::kLarge ? at::detail::empty_cpu(sizes, dtype, /*pin_memory=*/false, std::nullopt)
                                     : at::detail::empty_generic(sizes, &Memory::instance(), cpu, dtype, std::nullopt);
-  const auto& context = at::globalContext();
-  if (context.deterministicAlgorithms() && context.deterministicFillUninitializedMemory())
-    at::native::fill_empty_deterministic_(t);
+  fill_if_asked(t);
   return t;
 }
 

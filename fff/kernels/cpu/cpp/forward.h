@@ -132,8 +132,7 @@ void forward_by(const Layer<E, B>& layer, const E* x, const bool* flips, int64_t
     if (leaf)
       for (int64_t i = 0; i < tokens; ++i) leaf[sorted.order[i] * trees + tree] = sorted.leaf[i];
   }
-  for_activation(layer.activation,
-                 [&]<Activation a>() { map(kept, active, tokens * stride, [](Floats s) { return value<a>(s); }); });
+  activate(layer.activation, kept, active, tokens * stride);
   for (int64_t tree = 0; tree < trees; ++tree) weigh(tree, space.sorted(tree, tokens), active);
   sum_paths(layer, layer.w_out, layer.out_width, active, tokens, y, tokens, space,
             [&](int64_t tree) { return space.sorted(tree, tokens); });

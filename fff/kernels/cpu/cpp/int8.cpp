@@ -1,8 +1,6 @@
 // The operators of PathFFF on rows of eight-bit integers. No arithmetic (int8.h).
-#include <torch/library.h>
-
-#include "blocks.h"
 #include "int8.h"
+#include "blocks.h"
 #include "ops.h"
 
 namespace fff {
@@ -52,12 +50,10 @@ Tensor bytes_infer(const Tensor& x, const Tensor& w_in, const Tensor& scale_in, 
   return y;
 }
 
-namespace {
-
 // x (N, H) -> y (N, K), leaves' nodes (N, T) int32, scores (N, T, L) float32
-std::tuple<Tensor, Tensor, Tensor> forward_op(const Tensor& x, const Tensor& w_in, const Tensor& scale_in,
-                                              const optional<Tensor>& b_in, const Tensor& w_out,
-                                              const Tensor& scale_out, int64_t activation) {
+std::tuple<Tensor, Tensor, Tensor> bytes_forward_op(const Tensor& x, const Tensor& w_in, const Tensor& scale_in,
+                                                    const optional<Tensor>& b_in, const Tensor& w_out,
+                                                    const Tensor& scale_out, int64_t activation) {
   const Activation act = activation_of(activation);
   const int64_t depth = check_bytes(x, w_in, scale_in, b_in, w_out, scale_out), tokens = check_tokens(x);
   const int64_t trees = w_in.size(0);
@@ -71,25 +67,6 @@ std::tuple<Tensor, Tensor, Tensor> forward_op(const Tensor& x, const Tensor& w_i
                leaf.mutable_data_ptr<int32_t>());
   });
   return {y, leaf, scores};
-}
-
-}  // namespace
-
-TORCH_LIBRARY_FRAGMENT(fff, m) {
-  m.def(
-      "cpu_int8_infer(Tensor x, Tensor w_in, Tensor scale_in, Tensor? b_in, Tensor w_out, Tensor scale_out, "
-      "int activation) -> Tensor");
-  m.def(
-      "cpu_int8_forward(Tensor x, Tensor w_in, Tensor scale_in, Tensor? b_in, Tensor w_out, Tensor scale_out, "
-      "int activation) -> (Tensor, Tensor, Tensor)");
-}
-
-TORCH_LIBRARY_IMPL(fff, CPU, m) {
-  m.impl("cpu_int8_infer", [](const Tensor& x, const Tensor& w_in, const Tensor& scale_in, const optional<Tensor>& b_in,
-                              const Tensor& w_out, const Tensor& scale_out, int64_t activation) {
-    return bytes_infer(x, w_in, scale_in, b_in, w_out, scale_out, activation);
-  });
-  m.impl("cpu_int8_forward", forward_op);
 }
 
 }  // namespace fff

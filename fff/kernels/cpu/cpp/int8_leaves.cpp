@@ -1,10 +1,9 @@
 // The operators of LeafFFF on eight-bit integers. No arithmetic (int8_leaves.h).
 #include "int8_leaves.h"
 
-#include <torch/library.h>
-
 #include "backward.h"
 #include "blocks.h"
+#include "ops.h"
 
 namespace fff {
 namespace {
@@ -105,9 +104,11 @@ struct HeldByteLeaves {
   }
 };
 
+}  // namespace
+
 // x (..., H) -> y (..., K)
-Tensor infer(const Tensor& x, Some nodes, Some leaves, Some master, int64_t out_width, int64_t levels, bool gated,
-             int64_t activation) {
+Tensor byte_leaf_infer_op(const Tensor& x, Some nodes, Some leaves, Some master, int64_t out_width, int64_t levels,
+                          bool gated, int64_t activation) {
   const HeldByteLeaves held(x, nodes, leaves, master, out_width, levels, gated, activation);
   Tensor y = output_like(x, out_width);
   if (!y.numel()) return y;
@@ -119,8 +120,9 @@ Tensor infer(const Tensor& x, Some nodes, Some leaves, Some master, int64_t out_
 }
 
 // x (N, H) -> y (N, K), leaves' nodes (N) int32, scores (N, D) float32
-std::tuple<Tensor, Tensor, Tensor> forward_op(const Tensor& x, Some nodes, Some leaves, Some master, int64_t out_width,
-                                              int64_t levels, bool gated, int64_t activation) {
+std::tuple<Tensor, Tensor, Tensor> byte_leaf_forward_op(const Tensor& x, Some nodes, Some leaves, Some master,
+                                                        int64_t out_width, int64_t levels, bool gated,
+                                                        int64_t activation) {
   const HeldByteLeaves held(x, nodes, leaves, master, out_width, levels, gated, activation);
   const int64_t tokens = check_tokens(x);
   Tensor y = fresh({tokens, out_width}, x.scalar_type()), leaf = fresh({tokens}, at::kInt);
@@ -131,22 +133,6 @@ std::tuple<Tensor, Tensor, Tensor> forward_op(const Tensor& x, Some nodes, Some 
                     scores.mutable_data_ptr<float>());
   });
   return {y, leaf, scores};
-}
-
-}  // namespace
-
-TORCH_LIBRARY_FRAGMENT(fff, m) {
-  m.def(
-      "cpu_int8_leaf_infer(Tensor x, Tensor[] nodes, Tensor[] leaves, Tensor[] master, int d_out, int levels, "
-      "bool gated, int activation) -> Tensor");
-  m.def(
-      "cpu_int8_leaf_forward(Tensor x, Tensor[] nodes, Tensor[] leaves, Tensor[] master, int d_out, int levels, "
-      "bool gated, int activation) -> (Tensor, Tensor, Tensor)");
-}
-
-TORCH_LIBRARY_IMPL(fff, CPU, m) {
-  m.impl("cpu_int8_leaf_infer", infer);
-  m.impl("cpu_int8_leaf_forward", forward_op);
 }
 
 }  // namespace fff

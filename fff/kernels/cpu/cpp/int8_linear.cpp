@@ -1,8 +1,6 @@
 // The operator of linear layers of bytes, for few tokens. Not the arithmetic (int8_linear.h).
 #include "int8_linear.h"
 
-#include <torch/library.h>
-
 #include "blocks.h"
 #include "ops.h"
 
@@ -77,10 +75,8 @@ Tensor bytes_linear(const Tensor& x, const Tensor& rows, const Tensor& scale, co
   return y;
 }
 
-namespace {
-
 // x (N, d_in) -> its whole numbers, and scales (N): for products that are oneDNN's.
-std::tuple<Tensor, Tensor> tokens_op(const Tensor& x) {
+std::tuple<Tensor, Tensor> byte_tokens_op(const Tensor& x) {
   TORCH_CHECK_VALUE(x.dim() == 2 && x.size(1) > 0 && x.size(1) <= kWidest, "x must be (tokens, d_in), d_in from 1 to ",
                     kWidest, ", got ", x.sizes());
   check_input(x, x.size(1));
@@ -101,7 +97,7 @@ std::tuple<Tensor, Tensor> tokens_op(const Tensor& x) {
 }
 
 // out (N, d_out) = y * scale + bias: what is left of a product whose rows are scaled. `out` may be y.
-void scaled_op(const Tensor& y, const Tensor& scale, const optional<Tensor>& bias, Tensor& out) {
+void bytes_scaled_op(const Tensor& y, const Tensor& scale, const optional<Tensor>& bias, Tensor& out) {
   check_tensor(y, "y", at::kFloat);
   TORCH_CHECK_VALUE(y.dim() == 2 && y.is_contiguous(), "y must be (tokens, d_out), contiguous, got ", y.sizes());
   const int64_t count = y.size(0), width = y.size(1);
@@ -125,22 +121,6 @@ void scaled_op(const Tensor& y, const Tensor& scale, const optional<Tensor>& bia
       for (int64_t n = begin; n < end; ++n) scaled_row(from + n * width, scales[n], biases, width, to + n * width);
     });
   });
-}
-
-}  // namespace
-
-TORCH_LIBRARY_FRAGMENT(fff, m) {
-  m.def("cpu_int8_tokens(Tensor x) -> (Tensor, Tensor)");
-  m.def("cpu_int8_scaled(Tensor y, Tensor scale, Tensor? bias, Tensor(a!) out) -> ()");
-  m.def("cpu_int8_linear(Tensor x, Tensor rows, Tensor scale, Tensor? bias, int d_in, int block) -> Tensor");
-}
-
-TORCH_LIBRARY_IMPL(fff, CPU, m) {
-  m.impl("cpu_int8_tokens", tokens_op);
-  m.impl("cpu_int8_scaled", scaled_op);
-  m.impl("cpu_int8_linear",
-         [](const Tensor& x, const Tensor& rows, const Tensor& scale, const optional<Tensor>& bias, int64_t d_in,
-            int64_t block) { return bytes_linear(x, rows, scale, bias, d_in, block); });
 }
 
 }  // namespace fff

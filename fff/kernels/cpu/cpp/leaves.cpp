@@ -1,15 +1,11 @@
 // The operators of LeafFFF, depth at least 1. Not what they refuse (checks.h), their memory and threads (blocks.h), nor
 // arithmetic.
-#include <torch/library.h>
-
 #include "leaves_backward.h"
+#include "ops.h"
 #include "weights.h"
 
 namespace fff {
 namespace {
-
-using Tensors = std::tuple<Tensor, Tensor, Tensor, Tensor>;
-using Given = const optional<Tensor>&;
 
 template <class E>
 Held<E> held_if(Given t) {
@@ -48,9 +44,12 @@ void compute(const LeafLayer<E>& layer, const E* x, int64_t tokens, E* y, const 
   });
 }
 
+}  // namespace
+
 // x (..., H) -> y (..., K)
-Tensor infer(const Tensor& x, const Tensor& w_node, const Tensor& b_node, const Tensor& w_in, const Tensor& b_in,
-             const Tensor& w_out, const Tensor& b_out, Given w_value, Given b_value, int64_t activation) {
+Tensor leaf_infer_op(const Tensor& x, const Tensor& w_node, const Tensor& b_node, const Tensor& w_in,
+                     const Tensor& b_in, const Tensor& w_out, const Tensor& b_out, Given w_value, Given b_value,
+                     int64_t activation) {
   const Activation act = activation_of(activation);
   const int64_t depth = check_leaves(x, w_node, b_node, w_in, b_in, w_out, b_out, w_value, b_value);
   check_gate_bias(w_value, b_value);
@@ -66,9 +65,10 @@ Tensor infer(const Tensor& x, const Tensor& w_node, const Tensor& b_node, const 
 
 // x (N, H) -> y (N, K), leaves' nodes (N) int32, scores (N, D) float32, neurons before their activation and, gated,
 // values (N, R) float32
-Tensors forward_op(const Tensor& x, const Tensor& w_node, const Tensor& b_node, const Tensor& w_in, const Tensor& b_in,
-                   const Tensor& w_out, const Tensor& b_out, Given w_value, Given b_value, int64_t activation,
-                   Given flips, Given temperature) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> leaf_forward_op(const Tensor& x, const Tensor& w_node, const Tensor& b_node,
+                                                           const Tensor& w_in, const Tensor& b_in, const Tensor& w_out,
+                                                           const Tensor& b_out, Given w_value, Given b_value,
+                                                           int64_t activation, Given flips, Given temperature) {
   const Activation act = activation_of(activation);
   const int64_t depth = check_leaves(x, w_node, b_node, w_in, b_in, w_out, b_out, w_value, b_value);
   const int64_t tokens = check_tokens(x), rows_in = w_value ? 2 * w_in.size(1) : w_in.size(1);
@@ -90,6 +90,8 @@ Tensors forward_op(const Tensor& x, const Tensor& w_node, const Tensor& b_node, 
   });
   return {y, leaf, scores, neurons};
 }
+
+namespace {
 
 // Of the leaves' weights: (w_in, b_in, w_out, b_out), and (w_value, b_value) of gated ones.
 template <class E>
@@ -154,11 +156,13 @@ void node_weights(const LeafGradients<E>& g, int64_t tokens, Tensor& w_node, Ten
   weight_gradients(path, tokens, g.grad_scores, in, bias, out, [](Sorted, int64_t) {});
 }
 
+}  // namespace
+
 // -> gradients of x (N, H), w_node, b_node, w_in, b_in, w_out, b_out and, gated, w_value and b_value
-std::vector<Tensor> backward_op(const Tensor& grad, Given grad_of_scores, const Tensor& x, const Tensor& w_node,
-                                const Tensor& w_in, const Tensor& w_out, const Tensor& b_out, Given w_value,
-                                const Tensor& leaf, const Tensor& scores, const Tensor& neurons, Given temperature,
-                                int64_t activation) {
+std::vector<Tensor> leaf_backward_op(const Tensor& grad, Given grad_of_scores, const Tensor& x, const Tensor& w_node,
+                                     const Tensor& w_in, const Tensor& w_out, const Tensor& b_out, Given w_value,
+                                     const Tensor& leaf, const Tensor& scores, const Tensor& neurons, Given temperature,
+                                     int64_t activation) {
   const Activation act = activation_of(activation);
   const int64_t depth = check_leaves(x, w_node, std::nullopt, w_in, std::nullopt, w_out, b_out, w_value, std::nullopt);
   const int64_t tokens = check_tokens(x), leaf_width = w_in.size(1);
@@ -206,28 +210,6 @@ std::vector<Tensor> backward_op(const Tensor& grad, Given grad_of_scores, const 
   std::vector<Tensor> found{grad_x, to_node, to_node_bias, to_in, to_in_bias, to_out, to_bias};
   if (w_value) found.insert(found.end(), {to_value, to_value_bias});
   return found;
-}
-
-}  // namespace
-
-TORCH_LIBRARY_FRAGMENT(fff, m) {
-  m.def(
-      "cpu_leaf_infer(Tensor x, Tensor w_node, Tensor b_node, Tensor w_in, Tensor b_in, Tensor w_out, Tensor b_out, "
-      "Tensor? w_value, Tensor? b_value, int activation) -> Tensor");
-  m.def(
-      "cpu_leaf_forward(Tensor x, Tensor w_node, Tensor b_node, Tensor w_in, Tensor b_in, Tensor w_out, Tensor b_out, "
-      "Tensor? w_value, Tensor? b_value, int activation, Tensor? flips, Tensor? temperature) "
-      "-> (Tensor, Tensor, Tensor, Tensor)");
-  m.def(
-      "cpu_leaf_backward(Tensor grad, Tensor? grad_of_scores, Tensor x, Tensor w_node, Tensor w_in, Tensor w_out, "
-      "Tensor b_out, Tensor? w_value, Tensor leaf, Tensor scores, Tensor neurons, Tensor? temperature, int activation) "
-      "-> Tensor[]");
-}
-
-TORCH_LIBRARY_IMPL(fff, CPU, m) {
-  m.impl("cpu_leaf_infer", infer);
-  m.impl("cpu_leaf_forward", forward_op);
-  m.impl("cpu_leaf_backward", backward_op);
 }
 
 }  // namespace fff

@@ -111,12 +111,12 @@ void leaf_network(const LeafLayer<E>& layer, const E* x, int64_t leaf, const Sor
     at[rows_in] = 0;
     if (kept) std::copy(at, at + rows_in, kept + sorted.order[i] * rows_in);
   }
-  for_activation(layer.activation, [&]<Activation a>() {
-    float* from = hidden + begin * stride;
-    if (!layer.w_value) return map(from, from, (end - begin) * stride, [](Floats s) { return value<a>(s); });
-    for (const float* const last = from + (end - begin) * stride; from != last; from += stride)
-      map2(from, from + neurons, from, neurons, [](Floats s, Floats v) { return value<a>(s) * v; });
-  });
+  float* from = hidden + begin * stride;
+  if (!layer.w_value) activate(layer.activation, from, from, (end - begin) * stride);
+  for (const float* const last = from + (end - begin) * stride; layer.w_value && from != last; from += stride) {
+    activate(layer.activation, from, from, neurons);
+    for (int64_t n = 0; n < neurons; ++n) from[n] *= from[neurons + n];
+  }
   for (int64_t i = begin; i < end; ++i) hidden[i * stride + neurons] = 1;
   rows_of_leaf(layer.w_out, leaf, neurons, layer.out_width, 1, space)[neurons] = layer.b_out + leaf * layer.out_width;
   leaf_sums(hidden, stride, rows, neurons + 1, sorted, begin, end, y, layer.out_width);

@@ -53,28 +53,26 @@ void leaf_backward_tokens(const LeafGradients<E>& g, int64_t begin, int64_t end,
     rows[neurons] = layer.b_out + leaf * layer.out_width;
     leaf_dots(g.grad + begin * layer.out_width, layer.out_width, rows, neurons + g.straight_through, sorted, first,
               next, products, stride);
-    for_activation(layer.activation, [&]<Activation a>() {
-      for (int64_t i = first; i < next; ++i) {
-        const int64_t token = begin + sorted.order[i];
-        float *const at = products + i * stride, *const active = g.active + token * (neurons + 1);
-        const float *const before = g.before + token * rows_in, *const values = before + neurons;
-        map(before, active, neurons, [](Floats s) { return value<a>(s); });
-        if (layer.w_value) {  // at + neurons has the output bias's dot, which is asked for below
-          map2(at, active, grad_values, neurons, [](Floats d, Floats v) { return d * v; });
-          map2(active, values, active, neurons, [](Floats v, Floats w) { return v * w; });
-        }
-        active[neurons] = 1;
-        added[depth] = 0;
-        for (int64_t n = 0; g.straight_through && n <= neurons; ++n) added[depth] += active[n] * at[n];
-        map2(at, before, at, neurons, [](Floats d, Floats s) { return d * slope<a>(s); });
-        if (layer.w_value) {
-          map2(at, values, at, neurons, [](Floats d, Floats w) { return d * w; });
-          std::copy(grad_values, grad_values + neurons, at + neurons);
-        }
-        std::copy(at, at + rows_in, g.grad_neurons + token * rows_in);
-        if (g.grad_scores) leaf_decisions(g, token, added.data(), at + rows_in);
+    for (int64_t i = first; i < next; ++i) {
+      const int64_t token = begin + sorted.order[i];
+      float *const at = products + i * stride, *const active = g.active + token * (neurons + 1);
+      const float *const before = g.before + token * rows_in, *const values = before + neurons;
+      activate(layer.activation, before, active, neurons);
+      if (layer.w_value) {  // at + neurons has the output bias's dot, which is asked for below
+        map2(at, active, grad_values, neurons, [](Floats d, Floats v) { return d * v; });
+        map2(active, values, active, neurons, [](Floats v, Floats w) { return v * w; });
       }
-    });
+      active[neurons] = 1;
+      added[depth] = 0;
+      for (int64_t n = 0; g.straight_through && n <= neurons; ++n) added[depth] += active[n] * at[n];
+      times_slope(layer.activation, at, before, at, neurons);
+      if (layer.w_value) {
+        map2(at, values, at, neurons, [](Floats d, Floats w) { return d * w; });
+        std::copy(grad_values, grad_values + neurons, at + neurons);
+      }
+      std::copy(at, at + rows_in, g.grad_neurons + token * rows_in);
+      if (g.grad_scores) leaf_decisions(g, token, added.data(), at + rows_in);
+    }
     rows = rows_into_leaf(layer, leaf, depth, space.rows);
     for (int64_t l = 0; l < g.decisions(); ++l)
       rows[rows_in + l] = layer.w_node + ancestor(node, depth, l) * layer.width;

@@ -1,8 +1,6 @@
 // The operators of PathFFF. Not what they refuse (checks.h), their memory and threads (blocks.h), nor arithmetic.
-#include <torch/library.h>
-
-#include "blocks.h"
 #include "ops.h"
+#include "blocks.h"
 #include "weights.h"
 
 namespace fff {
@@ -47,12 +45,10 @@ Tensor infer(const Tensor& x, const Tensor& w_in, const optional<Tensor>& b_in, 
   return y;
 }
 
-namespace {
-
 // x (N, H) -> y (N, K), leaves' nodes (N, T) int32, scores (N, T, L) float32
-std::tuple<Tensor, Tensor, Tensor> forward_op(const Tensor& x, const Tensor& w_in, const optional<Tensor>& b_in,
-                                              const Tensor& w_out, int64_t activation, const optional<Tensor>& flips,
-                                              const optional<Tensor>& temperature) {
+std::tuple<Tensor, Tensor, Tensor> path_forward_op(const Tensor& x, const Tensor& w_in, const optional<Tensor>& b_in,
+                                                   const Tensor& w_out, int64_t activation,
+                                                   const optional<Tensor>& flips, const optional<Tensor>& temperature) {
   const Activation act = activation_of(activation);
   const int64_t depth = check_path(x, w_in, b_in, w_out), tokens = check_tokens(x), trees = w_in.size(0);
   if (flips) check_flips(*flips, tokens, trees, depth);
@@ -71,10 +67,10 @@ std::tuple<Tensor, Tensor, Tensor> forward_op(const Tensor& x, const Tensor& w_i
 }
 
 // -> gradients of x (N, H), w_in (T, M, H), b_in (T, M), w_out (T, M, K)
-std::tuple<Tensor, Tensor, Tensor, Tensor> backward_op(const Tensor& grad, const optional<Tensor>& grad_of_scores,
-                                                       const Tensor& x, const Tensor& w_in, const Tensor& w_out,
-                                                       const Tensor& leaf, const Tensor& scores,
-                                                       const optional<Tensor>& temperature, int64_t activation) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> path_backward_op(const Tensor& grad, const optional<Tensor>& grad_of_scores,
+                                                            const Tensor& x, const Tensor& w_in, const Tensor& w_out,
+                                                            const Tensor& leaf, const Tensor& scores,
+                                                            const optional<Tensor>& temperature, int64_t activation) {
   const Activation act = activation_of(activation);
   const int64_t depth = check_path(x, w_in, std::nullopt, w_out), tokens = check_tokens(x);
   const int64_t trees = w_in.size(0), nodes = w_in.size(1);
@@ -110,25 +106,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward_op(const Tensor& grad, const
     });
   });
   return {grad_x, grad_in, grad_bias, grad_out};
-}
-
-}  // namespace
-
-TORCH_LIBRARY_FRAGMENT(fff, m) {
-  m.def("cpu_infer(Tensor x, Tensor w_in, Tensor? b_in, Tensor w_out, int activation) -> Tensor");
-  m.def(
-      "cpu_forward(Tensor x, Tensor w_in, Tensor? b_in, Tensor w_out, int activation, Tensor? flips, "
-      "Tensor? temperature) -> (Tensor, Tensor, Tensor)");
-  m.def(
-      "cpu_backward(Tensor grad, Tensor? grad_of_scores, Tensor x, Tensor w_in, Tensor w_out, Tensor leaf, "
-      "Tensor scores, Tensor? temperature, int activation) -> (Tensor, Tensor, Tensor, Tensor)");
-}
-
-TORCH_LIBRARY_IMPL(fff, CPU, m) {
-  m.impl("cpu_infer", [](const Tensor& x, const Tensor& w_in, const optional<Tensor>& b_in, const Tensor& w_out,
-                         int64_t activation) { return infer(x, w_in, b_in, w_out, activation); });
-  m.impl("cpu_forward", forward_op);
-  m.impl("cpu_backward", backward_op);
 }
 
 }  // namespace fff

@@ -6,7 +6,6 @@
 #include <torch/csrc/autograd/python_variable.h>
 
 #include <ATen/PythonTorchFunctionTLS.h>
-#include <ATen/autocast_mode.h>
 #include <ATen/record_function.h>
 
 #include "ops.h"
@@ -27,7 +26,7 @@ bool within(c10::DispatchKeySet keys, c10::DispatchKeySet most) { return (keys |
 
 // Nobody wants to see what happens but autograd.
 bool unwatched() {
-  return !at::autocast::is_autocast_enabled(at::kCPU) && !at::hasCallbacks() &&
+  return !autocasting() && !at::hasCallbacks() &&
          within(c10::impl::tls_local_dispatch_key_set().included_, c10::default_included_set) &&
          !at::impl::torch_function_mode_enabled();
 }
