@@ -113,6 +113,7 @@ def test_every_row_of_a_layer_names_opponent_and_libraries() -> None:
     assert {row.dtype for row in rows.values()} == {"float32", "bfloat16", "int8"}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_leaves_are_compared_with_dense_layers_of_minilms_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bench.opponents.MINILM", {"hidden_size": 96, "heads": 4})
@@ -126,6 +127,7 @@ def test_leaves_are_compared_with_dense_layers_of_minilms_shape(monkeypatch: pyt
             assert row.ratio == pytest.approx(names[str(row.opponent)].median / row.median)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_encoders_are_compared_with_dense_ones_of_their_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bench.opponents.MINILM", {"hidden_size": 48, "heads": 2})
