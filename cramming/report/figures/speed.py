@@ -33,10 +33,11 @@ def speed_panels(rows: Sequence[Row]) -> dict[str, Panel]:
     for row in newest(rows):
         kind = (row["what"], row["mode"], row["dtype"], row["unit"], row.get("inputs"), row.get("compiler", "eager"))
         if kind == ("layer", "inference", "float32", "s", "iid", "eager"):
-            alone = row["name"] == row["shape"]  # layers of many shapes, timed in turn
-            shape = "layers" if alone else row["shape"]
-            key = (shape, row["width"], row["device"], machine(row), row["threads"], row["run"])
+            key = (row["shape"], row["width"], row["device"], machine(row), row["threads"], row["run"])
             runs[key][row["name"].removesuffix(" float32")][row["tokens"]] = row
+    for key, lines in list(runs.items()):
+        if len(lines) == 1:  # of layers of many shapes, timed in turn: nothing else stands beside it
+            runs[("layers", *key[1:])].update(runs.pop(key))
     kept: dict[str, Panel] = {}
     for (shape, width, _, on, threads, _), lines in sorted(runs.items(), key=lambda item: item[0]):
         long = {name: by for name, by in lines.items() if len(by) >= LEAST_TOKENS}

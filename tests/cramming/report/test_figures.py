@@ -103,6 +103,14 @@ def test_speed_needs_several_numbers_of_tokens_of_one_run():
     assert speed_panels([{**row, "mode": "training"} for row in rows]) == {}
 
 
+def test_layers_that_stand_alone_share_a_panel():
+    rows = [
+        timed(f"{name} float32", 1e-6, tokens=n, shape=name) for name in ("leaf 5x96", "dense 384") for n in (1, 128, 9)
+    ]
+    ((title, lines),) = speed_panels(rows).items()
+    assert (title, set(lines)) == ("layers, width 128, 1 thread\nCPU", {"leaf 5x96", "dense 384"})
+
+
 def test_usage_is_the_mean_over_seeds_as_a_share():
     tree = with_history(runs("1x8", 90), dead=512.0)
     tree[0]["curve"][0] |= {"dead_leaves": 0.0, "usage_entropy_relative": "nan"}
