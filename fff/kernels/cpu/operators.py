@@ -17,12 +17,7 @@ from fff.activations import ACTIVATIONS
 from fff.kernels.autograd import differentiable, gradients_wanted, register_backward
 from fff.kernels.cpu import linear
 from fff.kernels.cpu.build import BuildError, load
-from fff.kernels.flops import (
-    register_flops,
-    register_int8_flops,
-    register_int8_leaf_flops,
-    register_leaf_flops,
-)
+from fff.kernels.flops import register_flops, register_int8_flops, register_int8_leaf_flops, register_leaf_flops
 from fff.kernels.int8 import Int8Operands, int8_masked
 from fff.kernels.int8_leaf import Int8LeafOperands, int8_leaf_masked
 from fff.kernels.leaf_operator import LeafGradients, register_leaf_backward
@@ -212,9 +207,6 @@ def _register() -> None:
     torch.library.register_fake("fff::cpu_forward", _forward_shapes)
     torch.library.register_fake("fff::cpu_int8_infer", _int8_infer_shapes)
     torch.library.register_fake("fff::cpu_int8_forward", _int8_forward_shapes)
-    torch.library.register_fake(
-        "fff::cpu_int8_linear", lambda x, rows, scale, *_: x.new_empty(*x.shape[:-1], len(scale))
-    )
     torch.library.register_fake("fff::cpu_int8_leaf_infer", _int8_leaf_infer_shapes)
     torch.library.register_fake("fff::cpu_int8_leaf_forward", _int8_leaf_forward_shapes)
     torch.library.register_fake("fff::cpu_backward", lambda *given: PathGradients(*given).empty())

@@ -157,6 +157,15 @@ inline void check_kept_of_leaves(const Tensor& leaf, const Tensor& scores, const
   check_numbers(leaf, depth, 1);
 }
 
+// A contiguous float32 tensor of these sizes; what its numbers lie at.
+inline const float* check_numbers_of(const Tensor& t, const std::string& name, at::IntArrayRef sizes,
+                                     const char* meaning) {
+  check_tensor(t, name.c_str(), at::kFloat);
+  check_sizes(t, name.c_str(), sizes, meaning);
+  TORCH_CHECK_VALUE(t.is_contiguous(), name, " must be contiguous");
+  return t.const_data_ptr<float>();
+}
+
 // Of gated leaves there are rows and biases, of others neither.
 inline void check_gate_bias(const optional<Tensor>& w_value, const optional<Tensor>& b_value) {
   TORCH_CHECK_VALUE(w_value.has_value() == b_value.has_value(), "w_value and b_value come together, but ",

@@ -28,13 +28,6 @@ Packed check_packed(const Tensor& w, const std::string& name, int64_t networks, 
   return {w.const_data_ptr<int8_t>(), w.size(1), quads};
 }
 
-const float* check_numbers_of(const Tensor& t, const std::string& name, at::IntArrayRef sizes, const char* meaning) {
-  check_tensor(t, name.c_str(), at::kFloat);
-  check_sizes(t, name.c_str(), sizes, meaning);
-  TORCH_CHECK_VALUE(t.is_contiguous(), name, " must be contiguous");
-  return t.const_data_ptr<float>();
-}
-
 ByteNetworks check_networks(Some w, const char* whose, int64_t networks, int64_t width, int64_t out_width, bool gated) {
   check_count(w, whose, 6, "w_in, scale_in, b_in, w_out, scale_out and b_out");
   const auto name = [&](const char* part) { return std::string(whose) + "." + part; };

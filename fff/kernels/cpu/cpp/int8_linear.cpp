@@ -39,12 +39,7 @@ ByteLinear check(const Tensor& x, const Tensor& rows, const Tensor& scale, const
                         quads % 2 == 0 && quads * kQuad >= d_in,
                     "rows must be (blocks * quads * block * 4,), contiguous, of ", blocks, " blocks of ", block,
                     " rows and of an even number of quads that hold d_in=", d_in, ", got ", rows.sizes());
-  if (bias) {
-    check_tensor(*bias, "bias", at::kFloat);
-    check_sizes(*bias, "bias", {d_out}, "(d_out,)");
-    TORCH_CHECK_VALUE(bias->is_contiguous(), "bias must be contiguous");
-  }
-  const float* const added = bias ? bias->const_data_ptr<float>() : nullptr;
+  const float* const added = bias ? check_numbers_of(*bias, "bias", {d_out}, "(d_out,)") : nullptr;
   return {rows.const_data_ptr<int8_t>(), scale.const_data_ptr<float>(), added, d_in, d_out, block, quads};
 }
 
@@ -108,13 +103,8 @@ void bytes_scaled_op(const Tensor& y, const Tensor& scale, const optional<Tensor
                     "; provider 'cpu' gives float32 and bfloat16");
   check_sizes(out, "out", y.sizes(), "as y");
   TORCH_CHECK_VALUE(out.is_contiguous() && scale.is_contiguous(), "out and scale must be contiguous");
-  if (bias) {
-    check_tensor(*bias, "bias", at::kFloat);
-    check_sizes(*bias, "bias", {width}, "(d_out,)");
-    TORCH_CHECK_VALUE(bias->is_contiguous(), "bias must be contiguous");
-  }
+  const float* const biases = bias ? check_numbers_of(*bias, "bias", {width}, "(d_out,)") : nullptr;
   const float *const from = y.const_data_ptr<float>(), *const scales = scale.const_data_ptr<float>();
-  const float* const biases = bias ? bias->const_data_ptr<float>() : nullptr;
   for_dtype(out.scalar_type(), [&]<class E>() {
     E* const to = out.mutable_data_ptr<E>();
     over_blocks(count, 1, kPassWork * width, [&](int64_t begin, int64_t end, Space&) {
