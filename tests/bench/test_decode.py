@@ -1,5 +1,6 @@
 """Decoding's bench: the step is transformers' pass, bytes are counted, rows are those of the report."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from bench.touched import bytes_touched
 from cramming.report.decoding import decoding_markdown
 from cramming.report.speed import read_speed
 from fff import PathFFF
+from fff.kernels.int8_linear import Rows
 from fff.layers.quantised import QuantisedPath
 
 # Large enough for int8: smaller linears stay as they are.
@@ -88,6 +90,8 @@ def test_bytes_of_a_token_are_those_of_linears_a_row_and_a_path() -> None:
     assert count("1x3", "int8") - count(NONE, "int8") == L * 4 * (2 * H + 4 * 3)
     rows = L * (2 * N + H)
     more = count(DENSE, "int8") - count(NONE, "int8") - (L * 3 * H * N + 4 * rows)
+    shapes = ((N, H), (N, H), (H, N))
+    assert more == L * sum(Rows(torch.zeros(shape, dtype=torch.int8)).nbytes - math.prod(shape) for shape in shapes)
     assert 0 <= more <= 4 * rows, "a number for each row that oneDNN packs beside it"
     by_torch = count(DENSE, "int8 by torch") - count(NONE, "int8 by torch")
     assert by_torch == pytest.approx(L * 3 * H * N, rel=0.002)
